@@ -1,0 +1,53 @@
+# make quickstart   from a fresh clone to a probed checkpoint, in minutes
+# make test         the test suite        make test-slow   the long tests
+# make check        lint and types
+#
+# PYTHON=python3.12 chooses the interpreter (3.11 or newer), JAX=cuda or JAX=tpu the accelerator.
+PYTHON ?= python3
+JAX ?= cpu
+VENV := .venv
+RUN := $(VENV)/bin/python
+EXTRA := $(if $(filter-out cpu,$(JAX)),$(JAX))
+WORKDIR ?= runs/quickstart
+
+# Compiled programs are kept between runs: the second start of anything takes seconds.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
+
+.PHONY: quickstart test test-slow check format clean
+
+quickstart: $(VENV)/jaxssl-$(JAX)
+	$(RUN) -m jaxssl.pretrain --config configs/quickstart.py --workdir $(WORKDIR)
+	$(RUN) -m jaxssl.linear_probe --run $(WORKDIR) --baselines
+
+test: $(VENV)/jaxssl-dev
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: $(VENV)/jaxssl-dev
+	$(RUN) -m pytest -m slow
+
+check: $(VENV)/jaxssl-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/jaxssl-dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("jaxssl needs Python 3.11 \
+	or newer, this is " + sys.version.split()[0] + ": give another with make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/jaxssl-$(JAX): $(VENV)/bin/python pyproject.toml
+	$(RUN) -m pip install --quiet --editable ".$(if $(EXTRA),[$(EXTRA)])"
+	@touch $@
+
+$(VENV)/jaxssl-dev: $(VENV)/bin/python pyproject.toml
+	$(RUN) -m pip install --quiet --editable ".[dev$(if $(EXTRA),$(comma)$(EXTRA))]"
+	@touch $@
+
+comma := ,
+
+clean:
+	rm -rf $(VENV) .jax_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

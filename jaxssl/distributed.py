@@ -1,0 +1,83 @@
+"""Processes, meshes and global arrays: the only file that knows there may be more than one device.
+
+One mesh axis, ``data``. Batches are global arrays sharded over it, everything else is replicated,
+and the step is one ``jax.jit``: XLA places the collectives.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxssl.errors import UserError
+
+DATA_AXIS = "data"
+
+
+def initialize() -> None:
+    """Joins the processes of one job; reads Cloud TPU, GKE, Slurm or Open MPI's environment.
+
+    Must run before anything asks for a device.
+    """
+    jax.distributed.initialize()
+
+
+def data_mesh(num_devices: int = 0) -> Mesh:
+    """A mesh with one ``data`` axis over all devices, or over the first ``num_devices``.
+
+    Raises:
+      UserError: if there are fewer devices than asked for.
+    """
+    devices = jax.devices()
+    if num_devices > len(devices):
+        raise UserError(
+            f"{num_devices} devices were asked for but {len(devices)} are visible: "
+            "lower run.num_devices, or 0 for all."
+        )
+    chosen = np.array(devices[: num_devices or len(devices)])
+    # Ordinary jitted code raises under the Explicit axes that jax.make_mesh gives by default.
+    return Mesh(chosen, (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def sharded(mesh: Mesh) -> NamedSharding:
+    """The leading axis is cut over ``data``."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises UserError unless the global batch divides evenly over the devices."""
+    if batch_size % mesh.size:
+        below = max(batch_size // mesh.size, 1) * mesh.size
+        raise UserError(
+            f"batch_size {batch_size} does not divide over {mesh.size} devices: use a multiple "
+            f"of {mesh.size} such as {below}."
+        )
+
+
+def global_batch(mesh: Mesh, local_batch: Mapping[str, Any]) -> dict[str, Any]:
+    """This process's rows of a batch, as global arrays sharded over ``data``.
+
+    Args:
+      mesh: the mesh of `data_mesh`.
+      local_batch: NumPy arrays that lead with this process's contiguous block of the batch.
+    """
+    sharding = sharded(mesh)
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(sharding, rows), dict(local_batch)
+    )
+
+
+def fetch(tree: Any) -> Any:
+    """Sharded global arrays as NumPy arrays, whole on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,0 +1,45 @@
+"""SimCLR (arXiv:2002.05709): two views of each image attract, all others in the batch repel."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+from jaxssl.augment.views import Views
+from jaxssl.losses import nt_xent
+from jaxssl.methods.method import Hyper, Method, Metrics, Spec
+from jaxssl.models.heads import build_head
+from jaxssl.models.resnet import Encoder
+
+
+class SimCLR(Method):
+    """Encoder, projection head, NT-Xent over the global batch; BatchNorm sees both views jointly.
+
+    Reads ``hyper["temperature"]``.
+    """
+
+    HYPER = ("temperature",)
+
+    def __init__(self, config: ConfigDict, encoder: Encoder, spec: Spec, rngs: nnx.Rngs):
+        self.encoder = encoder
+        self.head = build_head(config.head, encoder.feature_dim, rngs)
+
+    def embed(self, views: Views) -> dict[str, Array]:
+        """Projections ``z1``, ``z2`` [B, D] of the two views."""
+        first, second = views.images
+        # Concatenating keeps the rows of each device on it; stacking views inside would not.
+        pooled = self.encoder(jnp.concatenate([first, second]), train=True).pooled
+        z1, z2 = jnp.split(self.head(pooled, train=True), 2)
+        return {"z1": z1, "z2": z2}
+
+    def objective(
+        self, embeddings: dict[str, Array], views: Views, key: Key[Array, ""], hyper: Hyper
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """NT-Xent, mean over the 2B anchors (the reference code prints twice this)."""
+        z1, z2 = embeddings["z1"], embeddings["z2"]
+        return nt_xent(z1, z2, temperature=hyper["temperature"]), {}
+
+    def represent(self, images: Float[Array, "b h w c"]) -> dict[str, Float[Array, "b d"]]:
+        """``pooled`` features and the ``projection``."""
+        pooled = self.encoder(images, train=False).pooled
+        return {"pooled": pooled, "projection": self.head(pooled, train=False)}

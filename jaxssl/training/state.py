@@ -1,0 +1,99 @@
+"""The state of training: one pytree that holds everything the next step depends on."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, UInt
+from ml_collections import ConfigDict
+
+from jaxssl.distributed import replicated
+from jaxssl.errors import UserError
+from jaxssl.methods import Spec, build_method
+from jaxssl.methods.method import Hyper, Method
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything the next step depends on, besides the batch and `Hyper`.
+
+    Attributes:
+      step: steps taken so far, int32.
+      params: every ``nnx.Param`` of the method.
+      rest: every other variable: BatchNorm statistics, teacher, queue ...
+      optimizer: the optimizer's state.
+    """
+
+    step: Int[Array, ""]
+    params: nnx.State
+    rest: nnx.State
+    optimizer: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """How to build a method and its optimizer; makes states, whole or abstract.
+
+    Attributes:
+      graph: the static part of the method, the other half of ``params`` and ``rest``.
+      optimizer: see `jaxssl.training.optim`.
+      config: the whole config.
+      spec: what the data and the run are like.
+    """
+
+    graph: nnx.GraphDef
+    optimizer: optax.GradientTransformationExtraArgs
+    config: ConfigDict
+    spec: Spec
+
+    def init(self, init_seed: UInt[Array, ""]) -> TrainState:
+        """A fresh state; pure, for ``jax.jit``: one compilation serves every seed."""
+        params, rest = split(build_method(self.config, self.spec, init_seed))[1:]
+        return TrainState(jnp.zeros((), jnp.int32), params, rest, self.optimizer.init(params))
+
+    def abstract(self, mesh: Mesh) -> TrainState:
+        """Shapes, dtypes and (replicated) shardings of the state: a template to restore into."""
+        shapes = jax.eval_shape(self.init, jnp.uint32(0))
+        sharding = replicated(mesh)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+        )
+
+    def create(self, init_seed: int, mesh: Mesh) -> TrainState:
+        """A fresh state as global arrays, replicated over the mesh."""
+        # One jitted init: Orbax refuses host-local leaves, and eager init takes half a minute.
+        return jax.jit(self.init, out_shardings=replicated(mesh))(jnp.uint32(init_seed))
+
+
+def split(method: Method) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The static graph, the trainable parameters and all other variables of a method."""
+    return nnx.split(method, nnx.Param, ...)
+
+
+def merge(graph: nnx.GraphDef, params: nnx.State, rest: nnx.State) -> Method:
+    """The inverse of `split`; a copy, so that assigning to it leaves the arguments alone."""
+    return nnx.merge(graph, params, rest, copy=True)
+
+
+def traced_scalars(config: ConfigDict, method: type[Method]) -> Hyper:
+    """Every scalar by which two members of a population may differ, as arrays.
+
+    All leaves of ``config.hyper`` as float32, and ``init_seed`` and ``data_seed`` as uint32.
+
+    Raises:
+      UserError: if the method or the optimizer reads a scalar that ``config.hyper`` lacks.
+    """
+    for name in ("learning_rate", "weight_decay", *method.HYPER):
+        if name not in config.hyper:
+            raise UserError(
+                f"hyper.{name} is missing and method.name={config.method.name!r} reads it: "
+                "add it to the config's hyper group."
+            )
+    hyper = {name: jnp.float32(value) for name, value in config.hyper.items()}
+    seeds = {name: jnp.uint32(config[name]) for name in ("init_seed", "data_seed")}
+    return hyper | seeds
