@@ -1,0 +1,1 @@
+"""Sources of images and the pipeline that turns them into batches."""

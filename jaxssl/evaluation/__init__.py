@@ -1,0 +1,1 @@
+"""Frozen features, probes on them, and what is watched while training."""

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxssl.augment.views import Views
 from jaxssl.errors import UserError
+from jaxssl.models import Encoder
 
 Hyper = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
@@ -52,7 +53,7 @@ class Method(nnx.Module):
     """
 
     HYPER: ClassVar[tuple[str, ...]] = ()
-    encoder: nnx.Module
+    encoder: Encoder
 
     def embed(self, views: Views) -> dict[str, Array]:
         """All network work: a pytree of arrays that lead with the batch, in training mode."""
@@ -98,12 +99,10 @@ def make_teacher(student: nnx.Module) -> nnx.Module:
 
 
 def follow(teacher: nnx.Module, student: nnx.Module, decay: Float[Array, ""]) -> None:
-    """teacher <- decay * teacher + (1 - decay) * student, over parameters alone."""
+    """Teacher <- decay * teacher + (1 - decay) * student, over parameters alone."""
     target = nnx.to_pure_dict(nnx.state(student, nnx.Param))
     state = nnx.state(teacher, Teacher)
-    moved = jax.tree.map(
-        lambda t, s: decay * t + (1 - decay) * s, nnx.to_pure_dict(state), target
-    )
+    moved = jax.tree.map(lambda t, s: decay * t + (1 - decay) * s, nnx.to_pure_dict(state), target)
     nnx.replace_by_pure_dict(state, moved)
     nnx.update(teacher, state)
 

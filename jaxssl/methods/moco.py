@@ -20,7 +20,7 @@ from jaxssl.methods.method import (
     make_teacher,
 )
 from jaxssl.models.heads import build_head
-from jaxssl.models.resnet import Encoder
+from jaxssl.models import Encoder
 
 
 class MoCo(Method):
@@ -40,7 +40,7 @@ class MoCo(Method):
         self.symmetric = config.symmetric
         self.shuffle = config.shuffle
         self.encoder = encoder
-        self.head = build_head(config.head, encoder.feature_dim, rngs)
+        self.head = build_head(config.head, encoder, rngs)
         self.teacher_encoder = make_teacher(self.encoder)
         self.teacher_head = make_teacher(self.head)
         keys = jax.random.normal(rngs.params(), (config.queue_size, config.head.out_dim))
@@ -56,7 +56,9 @@ class MoCo(Method):
         if not self.shuffle:
             keys = self.teacher_head(self.teacher_encoder(images, train=True).pooled, train=True)
             return jax.lax.stop_gradient(keys)
-        draw = jax.random.fold_in(jax.random.fold_in(self.shuffle_key[...], self.updates[...]), view)
+        draw = jax.random.fold_in(
+            jax.random.fold_in(self.shuffle_key[...], self.updates[...]), view
+        )
         order = jax.random.permutation(draw, len(images))
         pooled = self.teacher_encoder(images[order], train=True).pooled
         keys = self.teacher_head(pooled, train=True)[jnp.argsort(order)]

@@ -9,7 +9,7 @@ from jaxssl.augment.views import Views
 from jaxssl.losses import nt_xent
 from jaxssl.methods.method import Hyper, Method, Metrics, Spec
 from jaxssl.models.heads import build_head
-from jaxssl.models.resnet import Encoder
+from jaxssl.models import Encoder
 
 
 class SimCLR(Method):
@@ -22,7 +22,7 @@ class SimCLR(Method):
 
     def __init__(self, config: ConfigDict, encoder: Encoder, spec: Spec, rngs: nnx.Rngs):
         self.encoder = encoder
-        self.head = build_head(config.head, encoder.feature_dim, rngs)
+        self.head = build_head(config.head, encoder, rngs)
 
     def embed(self, views: Views) -> dict[str, Array]:
         """Projections ``z1``, ``z2`` [B, D] of the two views."""

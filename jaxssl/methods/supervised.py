@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from jaxssl.augment.views import Views
 from jaxssl.errors import UserError
 from jaxssl.methods.method import Hyper, Method, Metrics, Spec, require_labels
-from jaxssl.models.resnet import Encoder
+from jaxssl.models import Encoder
 
 
 class Supervised(Method):

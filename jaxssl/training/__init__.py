@@ -1,0 +1,1 @@
+"""The state of training, its step, its optimizers and its loop."""

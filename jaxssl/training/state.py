@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, UInt
+from jaxtyping import Array, Int, UInt
 from ml_collections import ConfigDict
 
 from jaxssl.distributed import replicated
-from jaxssl.errors import UserError
 from jaxssl.methods import Spec, build_method
 from jaxssl.methods.method import Hyper, Method
+from jaxssl.training.optim import make_optimizer
 
 
 @jax.tree_util.register_dataclass
@@ -51,6 +51,18 @@ class Blueprint:
     config: ConfigDict
     spec: Spec
 
+    @classmethod
+    def of(cls, config: ConfigDict, spec: Spec) -> "Blueprint":
+        """The blueprint of a config; traces the method's construction, computes nothing.
+
+        Raises:
+          UserError: if the method, the encoder or the optimizer does not fit.
+        """
+        graph, params, _ = nnx.split(
+            nnx.eval_shape(lambda: build_method(config, spec, 0)), nnx.Param, ...
+        )
+        return cls(graph, make_optimizer(config.optimizer, params), config, spec)
+
     def init(self, init_seed: UInt[Array, ""]) -> TrainState:
         """A fresh state; pure, for ``jax.jit``: one compilation serves every seed."""
         params, rest = split(build_method(self.config, self.spec, init_seed))[1:]
@@ -80,20 +92,11 @@ def merge(graph: nnx.GraphDef, params: nnx.State, rest: nnx.State) -> Method:
     return nnx.merge(graph, params, rest, copy=True)
 
 
-def traced_scalars(config: ConfigDict, method: type[Method]) -> Hyper:
+def traced_scalars(config: ConfigDict) -> Hyper:
     """Every scalar by which two members of a population may differ, as arrays.
 
     All leaves of ``config.hyper`` as float32, and ``init_seed`` and ``data_seed`` as uint32.
-
-    Raises:
-      UserError: if the method or the optimizer reads a scalar that ``config.hyper`` lacks.
     """
-    for name in ("learning_rate", "weight_decay", *method.HYPER):
-        if name not in config.hyper:
-            raise UserError(
-                f"hyper.{name} is missing and method.name={config.method.name!r} reads it: "
-                "add it to the config's hyper group."
-            )
     hyper = {name: jnp.float32(value) for name, value in config.hyper.items()}
     seeds = {name: jnp.uint32(config[name]) for name in ("init_seed", "data_seed")}
     return hyper | seeds

@@ -15,11 +15,11 @@ from jaxssl.distributed import replicated, sharded
 from jaxssl.methods.method import Hyper, Metrics
 from jaxssl.metrics.collapse import feature_std
 from jaxssl.randomness import Purpose, step_key
+from jaxssl.training.optim import peak_learning_rate, unit_schedule
 from jaxssl.training.state import Blueprint, TrainState, merge, split
 
 Batch = Mapping[str, Any]
 Policy = Callable[[Batch, Array], Views]
-Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 Step = Callable[[TrainState, Batch, Hyper], tuple[TrainState, Metrics]]
 
 
@@ -41,25 +41,27 @@ def loss_and_gradient(
     return loss, metrics, gradient, rest
 
 
-def make_step(blueprint: Blueprint, policy: Policy, peak: Callable, schedule: Schedule) -> Step:
+def make_step(blueprint: Blueprint, policy: Policy) -> Step:
     """The step of a run, not yet jitted.
 
     Args:
       blueprint: the method and its optimizer.
       policy: makes the views of a batch from it and the data seed.
-      peak: the peak learning rate for a base learning rate (batch scaling).
-      schedule: fraction of the peak at a step.
 
     Returns:
       ``step(state, batch, hyper) -> (state, metrics)``, pure; ``metrics`` are float32 scalars:
       loss, learning_rate, gradient_norm, embedding_std (mean std of the normalised embeddings
       times sqrt(D): 1 on a uniform sphere, 0 when collapsed) and the method's own.
     """
+    config, spec = blueprint.config, blueprint.spec
+    schedule = unit_schedule(config.schedule, spec.total_steps / config.schedule.epochs)
 
     def step(state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, Metrics]:
         views = policy(batch, hyper["data_seed"])
         loss, metrics, gradient, rest = loss_and_gradient(blueprint.graph, state, views, hyper)
-        learning_rate = peak(hyper["learning_rate"]) * schedule(state.step)
+        learning_rate = schedule(state.step) * peak_learning_rate(
+            hyper["learning_rate"], config.batch_size, config.optimizer.scaling
+        )
         updates, optimizer = blueprint.optimizer.update(
             gradient,
             state.optimizer,

@@ -1,0 +1,43 @@
+"""SimCLR (arXiv:2002.05709), ResNet-18.
+
+    python -m jaxssl.pretrain --config configs/pretrain/simclr.py --workdir runs/simclr
+
+Recipe: the CIFAR-10 benchmark of lightly (SGD .06 B/128, momentum .9, decay 5e-4 on everything,
+cosine, no warm-up, temperature .5, head 512-512-128, colour strength .5, no blur), which reports
+kNN (k=200, T=.1) of .847 after 200 epochs at batch 128 and .879 after 800 at batch 512, best epoch
+on the test split.
+Cost: not yet measured on an accelerator.
+Expected here: not yet measured at full width; see "What to expect" in the README for width 16.
+
+Arguments: dataset, batch, epochs, width, size (views, pixels).
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import arguments, base_config, view_group
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    given = arguments(arg, dataset="cifar10", batch=512, epochs=200.0, width=64, size=32)
+    config = base_config()
+    config.batch_size = given.batch
+    config.data.name = given.dataset
+    config.schedule.epochs = given.epochs
+    config.views = view_group("simclr_cifar", given.size)
+    config.encoder.width = given.width
+    config.optimizer.scaling = "linear"
+    config.hyper.learning_rate = 0.12  # at 256: .06 at 128
+    config.hyper.temperature = 0.5  # of the cosine similarities
+
+    method = config.method = ConfigDict()
+    method.name = "simclr"
+    head = method.head = ConfigDict()
+    head.num_layers = 2
+    head.hidden_dim = 0  # 0: as wide as its input, 512
+    head.out_dim = 128
+    head.hidden_norm = True  # BatchNorm between a hidden layer and its ReLU
+    head.hidden_bias = False
+    head.output_norm = "bn"  # "none", "bn", "bn_no_center", "bn_no_affine"
+    head.output_bias = False
+    head.init = "fan_in_uniform"  # see jaxssl.models.heads.DENSE_INITS
+    return config.lock()

@@ -1,0 +1,389 @@
+"""View policies: what a method sees of a batch, made on the device.
+
+A policy takes a batch as it reached the device (images uint8) and returns `Views`. Everything that
+is drawn for a sample depends on (data_seed, split, epoch, index, view) and on the operation's
+number in `Draw` alone: not on the batch it is in, nor on which other operations are on.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, UInt, UInt8
+
+from jaxssl.augment import ops
+from jaxssl.augment.resample import Filter, random_crop_box, resized_crop
+from jaxssl.errors import choose
+from jaxssl.randomness import Purpose, Split, sample_keys
+
+
+class Draw(enum.IntEnum):
+    """Number of each operation's stream. Part of every published result: never renumber."""
+
+    CROP = 0
+    FLIP = 1
+    JITTER = 2
+    JITTER_APPLIED = 3
+    GRAYSCALE = 4
+    BLUR = 5
+    BLUR_APPLIED = 6
+    SOLARIZE = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """What a policy makes of a batch and a method consumes; a pytree.
+
+    Attributes:
+      images: one float32 [B, H, W, C] a view; sides may differ between views.
+      boxes: one float32 [B, 4] a view: (y0, x0, y1, x1), pixels of the canonical image.
+      flipped: one bool [B] a view: mirrored left and right after the crop.
+      targets: what the data set has to predict, arrays that lead with B.
+      index: int32 [B], position in the original split.
+      epoch: int32 [B].
+    """
+
+    images: tuple[Float[Array, "b _ _ c"], ...]
+    boxes: tuple[Float[Array, "b 4"], ...]
+    flipped: tuple[Bool[Array, " b"], ...]
+    targets: dict[str, Array]
+    index: Int[Array, " b"]
+    epoch: Int[Array, " b"]
+
+
+def _flatten_views(views: Views) -> tuple[list[tuple[jax.tree_util.GetAttrKey, Any]], None]:
+    names = [field.name for field in dataclasses.fields(Views)]
+    return [(jax.tree_util.GetAttrKey(name), getattr(views, name)) for name in names], None
+
+
+def _unflatten_views(_: None, children: Iterable[Any]) -> Views:
+    # Not through __init__: jax builds trees of shapes and shardings too, which no check would pass.
+    views = object.__new__(Views)
+    for field, child in zip(dataclasses.fields(Views), children, strict=True):
+        object.__setattr__(views, field.name, child)
+    return views
+
+
+jax.tree_util.register_pytree_with_keys(Views, _flatten_views, _unflatten_views)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """The recipe of one view, in the order in which it is applied; ``p`` are probabilities.
+
+    The colour operations (jitter, grayscale) need 3 channels.
+    """
+
+    size: int  # side of the view, pixels
+    crop_scale: tuple[float, float]  # area of the crop, fraction of the image's
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of the crop
+    crop_filter: Filter = "bicubic"
+    crop_antialias: bool = True  # widen the filter where the crop shrinks
+    crop_subpixel: bool = False  # fractional crop boxes; torchvision's are whole pixels
+    flip_p: float = 0.5  # mirror left and right
+    jitter_p: float = 0.0  # brightness, contrast, saturation and hue, in random order
+    brightness: float = 0.0  # factor uniform in [max(0, 1 - x), 1 + x]
+    contrast: float = 0.0  # likewise
+    saturation: float = 0.0  # likewise
+    hue: float = 0.0  # shift uniform in [-x, x], fraction of the circle, at most 1/2
+    grayscale_p: float = 0.0  # luma in all three channels
+    blur_p: float = 0.0  # Gaussian blur
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels of the view
+    blur_kernel_size: int = 23  # taps along an axis, odd
+    solarize_p: float = 0.0  # invert what is bright
+    solarize_threshold: float = 0.5  # from here on, in [0, 1]
+
+
+def augment_view(
+    images: Float[Array, "b h w c"], keys: Key[Array, " b"], augmentation: Augmentation
+) -> tuple[Float[Array, "b size size c"], Float[Array, "b 4"], Bool[Array, " b"]]:
+    """One view of each image.
+
+    Args:
+      images: float32 in [0, 1].
+      keys: one a sample; nothing else decides what is drawn for it.
+      augmentation: the recipe.
+
+    Returns:
+      The views, float32 in [0, 1] and not normalised; the crop boxes; which are mirrored.
+
+    Raises:
+      ValueError: if a colour operation is on and the images have not 3 channels.
+    """
+    channels = images.shape[-1]
+    if channels != 3 and (augmentation.jitter_p > 0 or augmentation.grayscale_p > 0):
+        raise ValueError(
+            f"colour jitter and grayscale need RGB images, 3 channels, and these have {channels}: "
+            "set jitter_p=0 and grayscale_p=0 in the augmentation."
+        )
+    return jax.vmap(lambda image, key: _augment_one(image, key, augmentation))(images, keys)
+
+
+def _augment_one(
+    image: Float[Array, "h w c"], key: Key[Array, ""], a: Augmentation
+) -> tuple[Float[Array, "size size c"], Float[Array, "4"], Bool[Array, ""]]:
+    def stream(draw: Draw) -> Key[Array, ""]:
+        return jax.random.fold_in(key, int(draw))
+
+    def applied(draw: Draw, p: float) -> Bool[Array, ""]:
+        return ops.draw_applied(stream(draw), p)
+
+    box = random_crop_box(
+        stream(Draw.CROP),
+        *image.shape[:2],
+        scale=a.crop_scale,
+        ratio=a.crop_ratio,
+        subpixel=a.crop_subpixel,
+    )
+    image = resized_crop(image, box, a.size, filter=a.crop_filter, antialias=a.crop_antialias)
+    flipped = applied(Draw.FLIP, a.flip_p)
+    image = ops.flip(image, flipped)
+    if a.jitter_p > 0:
+        jitter = ops.draw_color_jitter(
+            stream(Draw.JITTER),
+            brightness=a.brightness,
+            contrast=a.contrast,
+            saturation=a.saturation,
+            hue=a.hue,
+        )
+        due = applied(Draw.JITTER_APPLIED, a.jitter_p)
+        image = jnp.where(due, ops.color_jitter(image, jitter), image)
+    if a.grayscale_p > 0:
+        due = applied(Draw.GRAYSCALE, a.grayscale_p)
+        image = jnp.where(due, ops.grayscale(image), image)
+    if a.blur_p > 0:
+        sigma = ops.draw_sigma(stream(Draw.BLUR), a.blur_sigma)
+        # Sigma 0, not a second `where`: that would make XLA compute the image before it twice.
+        sigma = jnp.where(applied(Draw.BLUR_APPLIED, a.blur_p), sigma, 0.0)
+        image = ops.gaussian_blur(image, sigma, a.blur_kernel_size)
+    if a.solarize_p > 0:
+        due = applied(Draw.SOLARIZE, a.solarize_p)
+        image = jnp.where(due, ops.solarize(image, a.solarize_threshold), image)
+    return image, box, flipped
+
+
+def multi_view(
+    batch: Mapping[str, Any],
+    *,
+    data_seed: UInt[Array, ""] | int,
+    split: Split,
+    augmentations: tuple[Augmentation, ...],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Views:
+    """One independent view a recipe: SimCLR's two, BYOL's asymmetric two, multi-crop's many.
+
+    Args:
+      batch: ``image`` uint8 [B, H, W, C], ``index`` and ``epoch`` int32 [B], ``targets``.
+      data_seed: seed of the data stream; may be traced.
+      split: the original split of the images.
+      augmentations: the recipe of view 0, 1, ...
+      mean: of each channel of an image in [0, 1], subtracted last; empty for none.
+      std: of each channel, divided by after that; empty for none.
+
+    Raises:
+      ValueError: if a colour operation is on and the images have not 3 channels, or ``mean`` and
+        ``std`` have neither none nor one value a channel.
+    """
+    index, epoch = batch["index"], batch["epoch"]
+    canonical = to_float(batch["image"])
+    views = []
+    for view, augmentation in enumerate(augmentations):
+        keys = sample_keys(data_seed, Purpose.VIEW, split, epoch, index, view)
+        views.append(augment_view(canonical, keys, augmentation))
+    images, boxes, flipped = zip(*views, strict=True)
+    return Views(
+        images=tuple(normalize(image, mean, std) for image in images),
+        boxes=boxes,
+        flipped=flipped,
+        targets=dict(batch["targets"]),
+        index=index,
+        epoch=epoch,
+    )
+
+
+POLICIES: dict[str, Callable[..., Views]] = {"multi_view": multi_view}
+
+
+def evaluation_view(
+    batch: Mapping[str, Any],
+    *,
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Float[Array, "b {size} {size} c"]:
+    """The deterministic test-time images, float32, normalised.
+
+    Square images up to 32 pixels and those that already have the size are taken whole; otherwise
+    the central square of 0.875 of the shorter side (SimCLR, arXiv:2002.05709), resized
+    antialiased and bicubic.
+
+    Args:
+      batch: ``image`` uint8 [B, H, W, C].
+      size: side of the result, pixels.
+      mean: as `multi_view`'s.
+      std: as `multi_view`'s.
+    """
+    images = to_float(batch["image"])
+    height, width = images.shape[1:3]
+    if (height, width) != (size, size):
+        side = min(height, width)
+        side = side if size <= 32 else round(0.875 * side)
+        y0, x0 = (height - side) // 2, (width - side) // 2
+        box = jnp.array([y0, x0, y0 + side, x0 + side], dtype=jnp.float32)
+        images = jax.vmap(
+            lambda image: resized_crop(image, box, size, filter="bicubic", antialias=True)
+        )(images)
+    return normalize(images, mean, std)
+
+
+def to_float(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """uint8 in [0, 255] to float32 in [0, 1]."""
+    return images.astype(jnp.float32) / 255.0
+
+
+def normalize(
+    images: Float[Array, "b h w c"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "b h w c"]:
+    """(images - mean) / std, channel by channel; either may be empty, for none.
+
+    Raises:
+      ValueError: if one has another number of values than the images have channels.
+    """
+    channels = images.shape[-1]
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (0, channels):
+            raise ValueError(
+                f"{name} has {len(values)} values for images of {channels} channels: give one a "
+                "channel, or () for none."
+            )
+    if mean:
+        images = images - jnp.array(mean, dtype=jnp.float32)
+    if std:
+        images = images / jnp.array(std, dtype=jnp.float32)
+    return images
+
+
+def simclr_imagenet(size: int) -> tuple[Augmentation, ...]:
+    """SimCLR (arXiv:2002.05709) on ImageNet: colour strength 1, blur over a tenth of the side.
+
+    Boxes are torchvision's (log-uniform aspect), where the authors' TensorFlow code has its own.
+    """
+    # The authors' rule, 23 taps at 224.
+    kernel_size = 2 * ((size // 10) // 2) + 1
+    view = dataclasses.replace(
+        _simclr(size, strength=1.0), blur_p=0.5, blur_kernel_size=kernel_size
+    )
+    return (view, view)
+
+
+def simclr_cifar(size: int) -> tuple[Augmentation, ...]:
+    """SimCLR (arXiv:2002.05709, B.9) on CIFAR-10: colour strength 1/2, no blur."""
+    view = _simclr(size, strength=0.5)
+    return (view, view)
+
+
+def _simclr(size: int, strength: float) -> Augmentation:
+    return Augmentation(
+        size=size,
+        crop_scale=(0.08, 1.0),
+        jitter_p=0.8,
+        brightness=0.8 * strength,
+        contrast=0.8 * strength,
+        saturation=0.8 * strength,
+        hue=0.2 * strength,
+        grayscale_p=0.2,
+    )
+
+
+def moco_v2(size: int) -> tuple[Augmentation, ...]:
+    """MoCo v2 (arXiv:2003.04297) on ImageNet; bilinear, as torchvision's default is."""
+    view = Augmentation(
+        size=size,
+        crop_scale=(0.2, 1.0),
+        crop_filter="bilinear",
+        jitter_p=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        grayscale_p=0.2,
+        blur_p=0.5,
+    )
+    return (view, view)
+
+
+def moco_cifar(size: int) -> tuple[Augmentation, ...]:
+    """The MoCo authors' CIFAR-10 demo: crops from .08, no blur."""
+    view = dataclasses.replace(moco_v2(size)[0], crop_scale=(0.08, 1.0), blur_p=0.0)
+    return (view, view)
+
+
+def byol(size: int) -> tuple[Augmentation, ...]:
+    """BYOL (arXiv:2006.07733, table 6): two views that differ in blur and solarization."""
+    view = Augmentation(
+        size=size,
+        crop_scale=(0.08, 1.0),
+        jitter_p=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.2,
+        hue=0.1,
+        grayscale_p=0.2,
+    )
+    return (
+        dataclasses.replace(view, blur_p=1.0),
+        dataclasses.replace(view, blur_p=0.1, solarize_p=0.2),
+    )
+
+
+def crop_flip(size: int) -> tuple[Augmentation, ...]:
+    """One view, cropped and mirrored: what a linear probe is trained on."""
+    return (Augmentation(size=size, crop_scale=(0.08, 1.0)),)
+
+
+PRESETS: dict[str, Callable[[int], tuple[Augmentation, ...]]] = {
+    "simclr_imagenet": simclr_imagenet,
+    "simclr_cifar": simclr_cifar,
+    "moco_v2": moco_v2,
+    "moco_cifar": moco_cifar,
+    "byol": byol,
+    "crop_flip": crop_flip,
+}
+
+
+def make_policy(
+    views: Mapping[str, Any], normalization: Mapping[str, Any], split: Split
+) -> Callable[[Mapping[str, Any], UInt[Array, ""] | int], Views]:
+    """The policy that a config's ``views`` and ``normalize`` groups describe.
+
+    Args:
+      views: ``policy``, a key of `POLICIES`, and one group of `Augmentation` fields a view.
+      normalization: ``mean`` and ``std``, as `multi_view`'s.
+      split: the original split of the images.
+
+    Returns:
+      From a batch and the data seed to `Views`.
+
+    Raises:
+      UserError: if there is no such policy.
+    """
+    recipes = {name: group for name, group in views.items() if name != "policy"}
+    augmentations = tuple(Augmentation(**recipes[name]) for name in sorted(recipes))
+    policy = choose("views.policy", views["policy"], POLICIES)
+    mean, std = tuple(normalization["mean"]), tuple(normalization["std"])
+
+    def apply(batch: Mapping[str, Any], data_seed: UInt[Array, ""] | int) -> Views:
+        return policy(
+            batch,
+            data_seed=data_seed,
+            split=split,
+            augmentations=augmentations,
+            mean=mean,
+            std=std,
+        )
+
+    return apply

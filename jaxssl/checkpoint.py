@@ -1,0 +1,387 @@
+"""Checkpoints on disk. The only file that knows Orbax.
+
+A checkpoint is a directory ``<step>/`` that holds the leaves of a pytree under flat names
+(``params/encoder/conv/kernel``), so that any part of it can be read back onto any devices without
+the code that wrote it::
+
+    <step>/state/...       the arrays, as Orbax writes them
+    <step>/leaves.json     name -> shape and dtype of each leaf
+    <step>/manifest.json   size and SHA-256 of each file above
+
+The manifest is written after the last array and before the directory gets its final name, so a
+directory that has that name and disagrees with its manifest was damaged later.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging as stdlib_logging
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Bool
+
+from jaxssl.errors import UserError
+
+_ITEM = "state"
+_LEAVES = "leaves.json"
+_MANIFEST = "manifest.json"
+# Orbax writes these after the manifest; both are asked for, so that a copy which lost them is seen.
+_AFTERWARDS = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_NO_ROOM = ("No space left", "ENOSPC", "quota", "EDQUOT", "File too large", "EFBIG")
+
+
+class CheckpointReader:
+    """Reads the checkpoints of a directory and never changes it.
+
+    Args:
+      directory: where the ``<step>/`` directories are; a program passes ``<workdir>/checkpoints``.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = pathlib.Path(directory).absolute()
+        self._damaged: list[int] = []
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, ascending; unfinished ones do not count."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(d.name) for d in self.directory.iterdir() if d.name.isdecimal())
+
+    def restore(self, template: Any, step: int | None = None) -> tuple[int, Any]:
+        """Reads a whole state.
+
+        Args:
+          template: pytree of the state's structure. Its leaves carry shape, dtype and ``sharding``
+            (`jax.ShapeDtypeStruct` or arrays); a leaf without a sharding goes to the first local
+            device. The devices need not be those that saved.
+          step: the step to read; None reads the newest undamaged one, with a warning in the log
+            for each damaged one passed over.
+
+        Returns:
+          (step, state), the state bit for bit as saved, all leaves `jax.Array`.
+
+        Raises:
+          UserError: no checkpoint, the one asked for is absent or damaged, all are damaged, or the
+            state saved has other leaves than the template.
+        """
+        return self._restore(template, step, partial=False)
+
+    def restore_partial(self, template: Any, step: int | None = None) -> tuple[int, Any]:
+        """Reads some leaves of a state and nothing else.
+
+        Args:
+          template: like that of `restore`, with the leaves wanted alone, under the names they have
+            in the whole: ``{"params": {"encoder": ...}}``. Only names count, not container types.
+          step: as in `restore`.
+
+        Returns:
+          (step, tree of the template's structure).
+
+        Raises:
+          UserError: as `restore`; leaves that the template leaves out are no reason.
+        """
+        return self._restore(template, step, partial=True)
+
+    def _restore(self, template: Any, step: int | None, partial: bool) -> tuple[int, Any]:
+        chosen = self._choose(step)
+        folder = self.directory / str(chosen)
+        wanted = {name: _struct(leaf) for name, leaf in _named_leaves(template).items()}
+        saved = json.loads((folder / _LEAVES).read_text())
+        _check_structure(folder, _description(wanted), saved, partial)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            leaves = reader.restore(
+                folder / _ITEM,
+                args=ocp.args.PyTreeRestore(
+                    item=wanted,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                    partial_restore=True,
+                ),
+            )
+        structure = jax.tree.structure(template)
+        return chosen, jax.tree.unflatten(structure, [leaves[name] for name in wanted])
+
+    def _choose(self, step: int | None) -> int:
+        steps = self.steps()
+        if not any((self.directory / str(s) / _MANIFEST).exists() for s in steps):
+            raise UserError(
+                f"{self.directory} holds no checkpoint of jaxssl: "
+                "name the directory of a run that has saved one."
+            )
+        if step is not None:
+            if step not in steps:
+                raise UserError(f"{self.directory} has no step {step}: choose one of {steps}.")
+            if damage := _damage(self.directory / str(step)):
+                raise UserError(
+                    f"checkpoint {self.directory / str(step)} is damaged ({damage}): "
+                    f"choose another step of {steps}."
+                )
+            return step
+        for candidate in reversed(steps):
+            damage = _damage(self.directory / str(candidate))
+            if damage is None:
+                return candidate
+            if candidate not in self._damaged:
+                self._damaged.append(candidate)
+            logging.warning(
+                "checkpoint %s is damaged (%s): passed over for the one before.",
+                self.directory / str(candidate),
+                damage,
+            )
+        raise UserError(
+            f"all {len(steps)} checkpoints in {self.directory} are damaged: "
+            "restore them from a copy or start in a new directory."
+        )
+
+
+class Checkpoints(CheckpointReader):
+    """Reads and writes the checkpoints of one run; one writer a directory.
+
+    Saving is asynchronous: `save` returns once the state has been copied from the devices. What
+    goes wrong afterwards is raised by the next `save`, by `wait` or by `close`.
+
+    Args:
+      directory: as in `CheckpointReader`; made by the first save.
+      keep_last: how many of the newest checkpoints to keep, >= 1.
+      keep_every: also keep each checkpoint whose step is a multiple of this; 0 keeps no others.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], keep_last: int, keep_every: int) -> None:
+        super().__init__(directory)
+        if keep_last < 1:
+            raise UserError(f"keep_last is {keep_last}: keep at least 1 checkpoint.")
+        if keep_every < 0:
+            raise UserError(f"keep_every is {keep_every}: give a number of steps, or 0 for none.")
+        policies = [ocp.checkpoint_managers.LatestN(keep_last)]
+        if keep_every:
+            policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
+        self._policy = ocp.checkpoint_managers.AnyPreservationPolicy(policies)
+        self._manager: ocp.CheckpointManager | None = None
+        self._seal: Callable[[], None] = lambda: None
+
+    def save(self, step: int, state: Any) -> bool:
+        """Saves a state; every process of a run calls it.
+
+        Args:
+          step: number of updates behind the state; not below the newest checkpoint's.
+          state: any pytree of arrays (float, integer, bool, typed keys) and Python numbers, none
+            of them empty. Over several processes: global arrays only. May be donated afterwards.
+
+        Returns:
+          False if the step was saved before (nothing is written), else True.
+
+        Raises:
+          UserError: a leaf is not finite (nothing is written); the disk is full, now or during the
+            save before; the directory has later steps. Earlier checkpoints stay as they are.
+        """
+        leaves = _named_leaves(state)
+        _check_finite(step, leaves)
+        with _disk_errors(self.directory):
+            manager = self._open()
+            newest = max(manager.all_steps(), default=-1)
+            if newest == step:
+                return False
+            if newest > step:
+                raise UserError(
+                    f"{self.directory} has step {newest} already, so step {step} cannot be saved "
+                    "there: resume from the newest step or use a new directory."
+                )
+            manager.wait_until_finished()  # the callback of the save before reads `_seal`
+            description = _description(leaves)
+            self._seal = lambda: _write_manifest(self.directory, step, description)
+            manager.save(
+                step, args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(leaves)}), force=True
+            )
+        return True
+
+    def wait(self) -> None:
+        """Returns once all saves are on disk; raises what went wrong with them."""
+        if self._manager is not None:
+            with _disk_errors(self.directory):
+                self._manager.wait_until_finished()
+                self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """`wait`, then gives up the threads; the object can still read."""
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            try:
+                with _disk_errors(self.directory):
+                    manager.close()
+            finally:
+                logging.get_absl_logger().removeFilter(_is_no_traceback_of_orbax)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            self._set_damaged_aside()
+            logging.get_absl_logger().addFilter(_is_no_traceback_of_orbax)
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                item_names=(_ITEM,),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=self._policy,
+                    cleanup_tmp_directories=True,
+                    async_options=ocp.AsyncOptions(
+                        # Called on process 0 when all files are complete, before the rename.
+                        post_finalization_callback=lambda: self._seal()
+                    ),
+                ),
+            )
+        return self._manager
+
+    def _set_damaged_aside(self) -> None:
+        """Renames what `restore` passed over: Orbax would count it and skip steps before it."""
+        if self._damaged and jax.process_index() == 0:
+            for step in self._damaged:
+                path = self.directory / str(step)
+                path.rename(_unused(path.with_name(f"{step}.damaged")))
+        if self._damaged and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("jaxssl: damaged checkpoints set aside")
+        self._damaged = []
+
+
+def _unused(path: pathlib.Path) -> pathlib.Path:
+    candidate, number = path, 1
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by the names under which they are saved, in the order of `jax.tree.leaves`."""
+    named: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name in named:
+            raise ValueError(f"Two leaves of the state are called {name}.")
+        if isinstance(leaf, bool | int | float | np.generic):
+            leaf = np.asarray(leaf, dtype=jax.dtypes.canonicalize_dtype(np.result_type(leaf)))
+        named[name] = leaf
+    return named
+
+
+def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _description(leaves: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in leaves.items()
+    }
+
+
+def _check_structure(
+    folder: pathlib.Path, wanted: Mapping[str, str], saved: Mapping[str, str], partial: bool
+) -> None:
+    differences = [f"{name} is not in it" for name in wanted if name not in saved]
+    if not partial:
+        differences += [f"{name} is in it alone" for name in saved if name not in wanted]
+    differences += [
+        f"{name} is {saved[name]} in it and {form} here"
+        for name, form in wanted.items()
+        if name in saved and saved[name] != form
+    ]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise UserError(
+            f"checkpoint {folder} holds another state than this config builds: "
+            f"{'; '.join(differences[:3])}{more}; use the config it was saved with."
+        )
+
+
+@jax.jit
+def _finite_flags(leaves: list[Array]) -> Bool[Array, " n"]:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
+
+
+def _check_finite(step: int, leaves: Mapping[str, Any]) -> None:
+    inexact = {
+        name: leaf for name, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+    if not inexact:
+        return
+    finite = np.asarray(_finite_flags(list(inexact.values())))
+    if not finite.all():
+        first = list(inexact)[int(np.argmin(finite))]
+        raise UserError(
+            f"the state of step {step} is not finite (first in {first}) and was not saved: "
+            "lower the learning rate and resume from the checkpoint before."
+        )
+
+
+def _write_manifest(directory: pathlib.Path, step: int, leaves: Mapping[str, str]) -> None:
+    """Seals the unfinished checkpoint of a step; see the module's docstring."""
+    (folder,) = directory.glob(f"{step}.orbax-checkpoint-tmp*")
+    (folder / _LEAVES).write_text(json.dumps(leaves, indent=1))
+    content = {"format": 1, "step": step, "files": _digests(folder)}
+    (folder / _MANIFEST).write_text(json.dumps(content, indent=1))
+
+
+def _digests(folder: pathlib.Path) -> dict[str, list[int | str]]:
+    files: dict[str, list[int | str]] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in (_MANIFEST, *_AFTERWARDS):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            files[name] = [path.stat().st_size, digest]
+    return files
+
+
+def _damage(folder: pathlib.Path) -> str | None:
+    """What is wrong with a finished checkpoint, or None."""
+    for name in (_MANIFEST, _LEAVES, *_AFTERWARDS):
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+    try:
+        content = json.loads((folder / _MANIFEST).read_text())
+        expected, step, form = content["files"], content["step"], content["format"]
+    except (ValueError, KeyError, TypeError):
+        return f"{_MANIFEST} is unreadable"
+    if form != 1 or str(step) != folder.name:
+        return f"{_MANIFEST} is of step {step}, format {form}"
+    found = _digests(folder)
+    for name in sorted({*expected, *found}):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} does not belong to it"
+        if found[name] != expected[name]:
+            return f"{name} has changed"
+    return None
+
+
+def _is_no_traceback_of_orbax(record: stdlib_logging.LogRecord) -> bool:
+    """Orbax logs each failure with several tracebacks and then raises it: once is enough."""
+    return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
+
+
+@contextlib.contextmanager
+def _disk_errors(directory: pathlib.Path) -> Iterator[None]:
+    """Turns a write that found no room, whichever library met it, into a UserError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        if any(sign in str(error) for sign in _NO_ROOM):
+            raise UserError(
+                f"there was no room for a checkpoint in {directory}: "
+                "free space there and resume; the checkpoints before it are intact."
+            ) from error
+        raise

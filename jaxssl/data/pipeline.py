@@ -1,0 +1,247 @@
+"""From a source to batches: the only file that knows Grain.
+
+Batch k is a pure function of k. Training draws from one infinite sequence of rows, the order of
+epoch 0, then that of epoch 1, and so on; batch k is entries k*B .. (k+1)*B - 1 of it, so batches
+straddle epochs, nothing is dropped, and a batch size, a restart or a number of processes only cut
+the same sequence elsewhere. Nothing has to be saved to resume but the number of the step.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Generator
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+from jaxtyping import Int
+
+from jaxssl.data.examples import Batch, Source
+from jaxssl.errors import UserError
+from jaxssl.randomness import Purpose, Split, host_bits, permutation
+
+Transform = Callable[[Batch], Batch]
+"""A change of images on the host, uint8 to uint8, NumPy. It gets batches of any length, whole ones
+or single records: what it does to an image may depend on that image's ``index`` and ``epoch``,
+not on its neighbours. With worker processes it must be picklable."""
+
+
+@functools.lru_cache(maxsize=8)
+def order(data_seed: int, epoch: int, n: int) -> Int[np.ndarray, " n"]:
+    """The order in which an epoch visits the rows of a training set.
+
+    It has no split: a run trains on one set, and runs that share the seed are to share the order.
+
+    Args:
+      data_seed: seed of the data stream, an unsigned 32-bit integer.
+      epoch: number of the epoch, from 0.
+      n: rows of the set.
+
+    Returns:
+      A permutation of range(n), int64, read-only; the same for every NumPy version.
+    """
+    rows = permutation(host_bits(data_seed, Purpose.ORDER, Split.TRAIN, epoch, 0), n)
+    rows.setflags(write=False)
+    return rows
+
+
+def training_rows(
+    step: int, batch_size: int, n: int, data_seed: int
+) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]]:
+    """The rows and epochs of the global batch of one step.
+
+    Args:
+      step: number of the step, from 0.
+      batch_size: B, over all processes.
+      n: rows of the set.
+      data_seed: seed of the data stream.
+
+    Returns:
+      Rows in [0, n), int64 [B], and the epoch of each, int32 [B].
+    """
+    return _shuffled(np.arange(step * batch_size, (step + 1) * batch_size), n, data_seed)
+
+
+def _shuffled(entries: np.ndarray, n: int, data_seed: int) -> tuple[np.ndarray, np.ndarray]:
+    epochs, offsets = np.divmod(entries, n)
+    rows = np.empty_like(offsets)
+    for epoch in range(epochs[0], epochs[-1] + 1):
+        here = epochs == epoch
+        rows[here] = order(data_seed, epoch, n)[offsets[here]]
+    return rows, epochs.astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainReader:
+    """Entries of the training sequence as a batch."""
+
+    source: Source
+    data_seed: int
+    transform: Transform | None
+
+    def __call__(self, entries: np.ndarray) -> Batch:
+        rows, epochs = _shuffled(entries, len(self.source), self.data_seed)
+        batch = self.source.gather(rows, epochs)
+        return batch if self.transform is None else self.transform(batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalReader:
+    """Rows in order as a batch; entries past the end repeat the last row and are masked."""
+
+    source: Source
+    transform: Transform | None
+
+    def __call__(self, entries: np.ndarray) -> Batch:
+        batch = self.source.gather(np.minimum(entries, len(self.source) - 1))
+        batch = batch if self.transform is None else self.transform(batch)
+        return {**batch, "mask": entries < len(self.source)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+    """The contiguous block that one process reads of each global batch of a sequence of entries."""
+
+    batch_size: int
+    process_index: int
+    process_count: int
+
+    @property
+    def local_size(self) -> int:
+        return self.batch_size // self.process_count
+
+    def first(self, step: int) -> int:
+        return step * self.batch_size + self.process_index * self.local_size
+
+    def entries(self, step: int) -> np.ndarray:
+        return np.arange(self.first(step), self.first(step) + self.local_size)
+
+    def entry(self, local: int) -> np.ndarray:
+        """The ``local``-th entry that this process reads, counted from step 0."""
+        step, offset = divmod(local, self.local_size)
+        return np.array([self.first(step) + offset])
+
+
+def train_batches(
+    source: Source,
+    *,
+    data_seed: int,
+    batch_size: int,
+    start_step: int,
+    num_steps: int,
+    process_index: int,
+    process_count: int,
+    transform: Transform | None = None,
+    prefetch: int = 2,
+    workers: int = 0,
+) -> Generator[Batch, None, None]:
+    """One process's rows of the batches of steps start_step .. num_steps - 1.
+
+    Args:
+      source: training examples.
+      data_seed: seed of the order.
+      batch_size: global batch size B, over all processes.
+      start_step: first step to read.
+      num_steps: step before which to stop.
+      process_index: number of this process.
+      process_count: number of processes; each reads B / process_count rows a step.
+      transform: what happens to the images on the host, see `Transform`.
+      prefetch: batches to have ready ahead of the one asked for; 0: none, in the caller's thread.
+      workers: processes that read and decode, for sources that are not in memory; 0: threads. They
+        take seconds to start and pay where decoding and ``transform`` are held up by Python's lock.
+
+    Returns:
+      An iterator of batches as `Source.gather` gives them. Closing or dropping it stops the read.
+
+    Raises:
+      UserError: at once, if the batch does not divide over the processes or the source is empty.
+    """
+    blocks = _blocks(source, batch_size, process_index, process_count)
+    read = _TrainReader(source, data_seed, transform)
+    return _iterate(_dataset(read, blocks, start_step, num_steps, prefetch, workers))
+
+
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+    transform: Transform | None = None,
+    prefetch: int = 2,
+    workers: int = 0,
+) -> Generator[Batch, None, None]:
+    """One process's rows of all examples once, in order, as epoch 0.
+
+    Every process gets the same number of batches of the same size. What the last global batch
+    lacks is filled with copies of the last example, for which ``mask`` (bool [B]) is False.
+
+    Args:
+      source: the examples.
+      batch_size: global batch size, over all processes.
+      process_index: number of this process.
+      process_count: number of processes.
+      transform: as in `train_batches`.
+      prefetch: as in `train_batches`.
+      workers: as in `train_batches`.
+
+    Raises:
+      UserError: at once, if the batch does not divide over the processes or the source is empty.
+    """
+    blocks = _blocks(source, batch_size, process_index, process_count)
+    num_batches = -(-len(source) // batch_size)
+    read = _EvalReader(source, transform)
+    return _iterate(_dataset(read, blocks, 0, num_batches, prefetch, workers))
+
+
+def _blocks(source: Source, batch_size: int, process_index: int, process_count: int) -> _Blocks:
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"batch_size {batch_size} does not divide over {process_count} processes: use a "
+            f"multiple of {process_count}."
+        )
+    if len(source) == 0:
+        raise UserError(f"{source.name} has no examples: check the data set and its cuts.")
+    return _Blocks(batch_size, process_index, process_count)
+
+
+def _dataset(
+    read: _TrainReader | _EvalReader,
+    blocks: _Blocks,
+    start: int,
+    stop: int,
+    prefetch: int,
+    workers: int,
+) -> grain.IterDataset:
+    """Batches ``start`` .. ``stop - 1``, read ahead in threads or processes."""
+    cores = os.cpu_count() or 1
+    if read.source.vectorised:
+        # A Grain element costs about 60 us however trivial it is, so here the batch is the element.
+        dataset = grain.MapDataset.range(start, stop).map(lambda k: read(blocks.entries(k)))
+        threads = min(prefetch, cores)
+        return dataset.to_iter_dataset(_read_options(threads, prefetch))
+    size = blocks.local_size
+    dataset = grain.MapDataset.range(start * size, stop * size).map(
+        lambda local: jax.tree.map(lambda leaf: leaf[0], read(blocks.entry(local)))
+    )
+    records = dataset.to_iter_dataset(_read_options(min(prefetch, 1) * cores, prefetch * size))
+    if workers:
+        # Grain asks absl for its own flags, which raises in a program that parses none.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        ahead = max(1, prefetch * size // workers)
+        records = records.mp_prefetch(grain.MultiprocessingOptions(workers, ahead))
+    return records.batch(size)
+
+
+def _read_options(threads: int, buffer: int) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(buffer, threads))
+
+
+def _iterate(dataset: grain.IterDataset) -> Generator[Batch, None, None]:
+    iterator = iter(dataset)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()

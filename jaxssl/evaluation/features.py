@@ -1,0 +1,57 @@
+"""One pass of a frozen network over a set."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from jaxssl.data.examples import Source
+from jaxssl.data.pipeline import eval_batches
+from jaxssl.distributed import fetch, global_batch
+
+Embed = Callable[[Mapping[str, Any]], Float[Array, "b d"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSet:
+    """Features of every image of a set, in its order.
+
+    Attributes:
+      features: float32 [N, D].
+      labels: int32 [N], empty where the set has none.
+    """
+
+    features: Float[np.ndarray, "n d"]
+    labels: Int[np.ndarray, " _"]
+
+
+def extract(embed: Embed, source: Source, *, mesh: Mesh, batch_size: int) -> FeatureSet:
+    """Runs ``embed`` over the whole set, sharded over the mesh.
+
+    Args:
+      embed: jitted, from a batch (uint8 images) to features [B, D].
+      source: the set.
+      mesh: devices to share each batch.
+      batch_size: images a pass over all devices, a multiple of the mesh's size.
+    """
+    features, labels = [], []
+    batches = eval_batches(
+        source,
+        batch_size=batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    for batch in batches:
+        rows = global_batch(mesh, batch)
+        embedded, mask, targets = fetch((embed(rows), rows["mask"], rows["targets"]))
+        features.append(np.asarray(embedded[mask], np.float32))
+        if "label" in targets:
+            labels.append(targets["label"][mask])
+    return FeatureSet(
+        np.concatenate(features),
+        np.concatenate(labels) if labels else np.zeros(0, np.int32),
+    )

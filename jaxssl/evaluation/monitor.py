@@ -1,0 +1,77 @@
+"""What is watched while training: kNN accuracy of the features as they are."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxssl.augment.views import evaluation_view
+from jaxssl.data.examples import Source
+from jaxssl.data.sources import load
+from jaxssl.distributed import replicated, sharded
+from jaxssl.errors import UserError, choose
+from jaxssl.evaluation.features import Embed, extract
+from jaxssl.metrics.collapse import feature_std
+from jaxssl.metrics.knn import knn_accuracy
+from jaxssl.training.state import TrainState, merge
+
+
+def embedder(graph: nnx.GraphDef, config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], Embed]:
+    """From a state to what `extract` takes: ``config.monitor.layer`` of clean images.
+
+    One compilation serves every state.
+    """
+    layer, normalize = config.monitor.layer, config.normalize
+    size = config.views.view1.size
+
+    def embed(params: nnx.State, rest: nnx.State, batch: Mapping) -> jax.Array:
+        images = evaluation_view(batch, size=size, mean=normalize.mean, std=normalize.std)
+        layers = merge(graph, params, rest).represent(images)
+        return choose("monitor.layer", layer, layers)
+
+    whole = replicated(mesh)
+    jitted = jax.jit(embed, in_shardings=(whole, whole, sharded(mesh)), out_shardings=whole)
+    return lambda state: lambda batch: jitted(state.params, state.rest, batch)
+
+
+def make_monitor(
+    graph: nnx.GraphDef, config: ConfigDict, bank: Source, mesh: Mesh
+) -> Callable[[TrainState], Mapping[str, float]]:
+    """The kNN monitor of a run: accuracy on ``monitor.split`` against the training images.
+
+    Returns:
+      From a state to ``knn_<split>``, top-1 in [0, 1], and ``feature_std``, the mean standard
+      deviation of the normalised features times sqrt(D): 0 where the encoder has collapsed.
+
+    Raises:
+      UserError: if the split holds no image or the set has no labels.
+    """
+    if config.monitor.knn_every_epochs <= 0:
+        return lambda state: {}
+    queries = load(config.data, config.monitor.split)
+    if bank.num_classes is None:
+        raise UserError(
+            "the kNN monitor needs labels but the data set has none: "
+            "set monitor.knn_every_epochs=0."
+        )
+    to_embed = embedder(graph, config, mesh)
+
+    def monitor(state: TrainState) -> dict[str, float]:
+        embed = to_embed(state)
+        known = extract(embed, bank, mesh=mesh, batch_size=config.batch_size)
+        asked = extract(embed, queries, mesh=mesh, batch_size=config.batch_size)
+        accuracy = knn_accuracy(
+            known.features,
+            known.labels,
+            asked.features,
+            asked.labels,
+            protocol=config.monitor.protocol,
+        )
+        return {
+            f"knn_{config.monitor.split}": float(accuracy),
+            "feature_std": float(feature_std(asked.features)),
+        }
+
+    return monitor

@@ -1,0 +1,1 @@
+"""Measures of representations: arrays to numbers, exact over the whole set."""

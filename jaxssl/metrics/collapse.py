@@ -1,0 +1,46 @@
+"""Measures that tell a collapsed encoder from a working one."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def feature_std(z: Float[Array, "n d"]) -> Float[Array, ""]:
+    """Standard deviation of the L2-normalised outputs over the sphere's: 1 spread out, 0 collapsed.
+
+    The quantity of section 4.1 of SimSiam (arXiv:2011.10566), the mean over components of their
+    standard deviation, times sqrt(d): there 1/sqrt(d) is the value of an even spread over the
+    sphere. It is at most sqrt(1 - |m|^2), m being the mean of the normalised outputs.
+
+    Args:
+      z: outputs, n >= 1, not normalised; a zero row stays zero.
+
+    Returns:
+      scalar in [0, 1]; at least float32.
+    """
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    norm = jnp.linalg.norm(z, axis=1, keepdims=True)
+    stds = jnp.std(z / jnp.maximum(norm, jnp.finfo(z.dtype).tiny), axis=0)
+    return stds.mean() * math.sqrt(z.shape[1])
+
+
+def rankme(z: Float[Array, "n d"]) -> Float[Array, ""]:
+    """Effective rank of the outputs: RankMe, arXiv:2210.02885.
+
+    exp of the entropy of the singular values divided by their sum. The paper takes 25,600 images
+    or more: with few, n bounds the rank too.
+
+    Args:
+      z: outputs, neither centred nor normalised.
+
+    Returns:
+      scalar in [1, min(n, d)]; 0 where all outputs are zero; at least float32.
+    """
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    values = jnp.linalg.svd(z, compute_uv=False)
+    total = values.sum()
+    shares = values / jnp.maximum(total, jnp.finfo(z.dtype).tiny)
+    entropy = jax.scipy.special.entr(shares).sum()
+    return jnp.where(total > 0, jnp.exp(entropy), 0.0)

@@ -1,0 +1,149 @@
+"""Weighted nearest-neighbour classification of frozen features, exact and blockwise.
+
+The classifier of Wu et al. (arXiv:1805.01978): cosine similarity s to a bank of training features,
+the k nearest vote for their class with weight exp(s / T).
+"""
+
+import functools
+import types
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+class KnnProtocol(NamedTuple):
+    """What a kNN accuracy depends on besides the features.
+
+    Attributes:
+      k: number of neighbours, >= 1 and at most the size of the bank.
+      temperature: T of the vote's weight exp(s / T), > 0.
+    """
+
+    k: int
+    temperature: float
+
+
+PROTOCOLS = types.MappingProxyType(
+    {
+        "moco": KnnProtocol(200, 0.1),  # MoCo's CIFAR demonstration (arXiv:1911.05722); lightly
+        "dino": KnnProtocol(20, 0.07),  # arXiv:2104.14294
+        "simsiam": KnnProtocol(200, 0.2),  # arXiv:2011.10566
+    }
+)
+"""Published protocols by name: an accuracy means nothing without its protocol."""
+
+
+def knn_accuracy(
+    bank_features: Float[Array | np.ndarray, "n d"],
+    bank_labels: Int[Array | np.ndarray, " n"],
+    query_features: Float[Array | np.ndarray, "q d"],
+    query_labels: Int[Array | np.ndarray, " q"],
+    *,
+    protocol: str | KnnProtocol,
+    block_size: int = 256,
+) -> float:
+    """Share of the queries whose class the bank predicts, in [0, 1].
+
+    Args:
+      bank_features: as in `knn_predict`, and so are the arguments not named here.
+      bank_labels: see there.
+      query_features: see there.
+      query_labels: true classes; one that the bank lacks counts as wrong.
+      protocol: see there.
+      block_size: see there.
+
+    Raises:
+      ValueError: as `knn_predict`, or there is no query.
+    """
+    if query_features.shape[0] == 0:
+        raise ValueError("There is no query: an accuracy needs at least one.")
+    predicted = knn_predict(
+        bank_features, bank_labels, query_features, protocol=protocol, block_size=block_size
+    )
+    return float(np.mean(np.asarray(predicted) == np.asarray(query_labels)))
+
+
+def knn_predict(
+    bank_features: Float[Array | np.ndarray, "n d"],
+    bank_labels: Int[Array | np.ndarray, " n"],
+    query_features: Float[Array | np.ndarray, "q d"],
+    *,
+    protocol: str | KnnProtocol,
+    block_size: int = 256,
+) -> Int[Array, " q"]:
+    """The class that each query's neighbours vote for.
+
+    Args:
+      bank_features: un-normalised features of training images, seen without augmentation.
+      bank_labels: their classes, >= 0. The classes are those that occur here.
+      query_features: un-normalised features of the images to classify.
+      protocol: a key of `PROTOCOLS` or a pair of one's own.
+      block_size: queries compared with the bank at a time; memory is block_size * n floats.
+
+    Returns:
+      int32 [q]. Of equal votes the lower class wins; of equally near neighbours the one that comes
+      first in the bank.
+
+    Raises:
+      ValueError: the protocol is unknown or does not fit the bank, or a label is below 0.
+    """
+    if isinstance(protocol, str) and protocol not in PROTOCOLS:
+        raise ValueError(f"kNN protocol {protocol!r} is unknown: choose one of {list(PROTOCOLS)}.")
+    k, temperature = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
+    n = bank_features.shape[0]
+    if not 1 <= k <= n:
+        raise ValueError(f"k={k} neighbours are asked for but the bank has {n} features.")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature} cannot be: it must be above 0.")
+    labels = np.asarray(bank_labels)
+    if labels.min() < 0:
+        raise ValueError(f"The bank has a label {labels.min()}: labels must be at least 0.")
+    queries = jnp.asarray(query_features)
+    return _predict(
+        jnp.asarray(bank_features),
+        jnp.asarray(labels),
+        queries,
+        temperature,
+        k=k,
+        num_classes=int(labels.max()) + 1,
+        block_size=max(min(block_size, queries.shape[0]), 1),
+    )
+
+
+def _normalized(features: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    norm = jnp.linalg.norm(features, axis=1, keepdims=True)
+    return features / jnp.maximum(norm, jnp.finfo(features.dtype).tiny)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "num_classes", "block_size"))
+def _predict(
+    bank: Float[Array, "n d"],
+    labels: Int[Array, " n"],
+    queries: Float[Array, "q d"],
+    temperature: Float[Array, ""] | float,
+    *,
+    k: int,
+    num_classes: int,
+    block_size: int,
+) -> Int[Array, " q"]:
+    bank, queries = _normalized(bank), _normalized(queries)
+    count = queries.shape[0]
+    blocks = jnp.pad(queries, ((0, -count % block_size), (0, 0)))
+    rows = jnp.arange(block_size)[:, None]
+
+    def predict_block(block: Float[Array, "m d"]) -> Int[Array, " m"]:
+        # Accelerators otherwise round the inputs of a product to fewer bits.
+        similarity = jnp.matmul(block, bank.T, precision=jax.lax.Precision.HIGHEST)
+        nearest, where = jax.lax.top_k(similarity, k)
+        # Relative to the nearest: the winner is the same and no temperature overflows.
+        weights = jnp.exp((nearest - nearest[:, :1]) / temperature)
+        votes = jnp.zeros((block_size, num_classes), weights.dtype)
+        votes = votes.at[rows, labels[where]].add(weights)
+        return jnp.argmax(votes, axis=1).astype(jnp.int32)
+
+    blocks = blocks.reshape(-1, block_size, queries.shape[1])
+    return jax.lax.map(predict_block, blocks).reshape(-1)[:count]

@@ -1,0 +1,211 @@
+"""Projection and prediction heads: stacks of one to a few dense layers on pooled features.
+
+Published heads are settings of one class (hidden layers; last layer):
+
+    SimCLR v1/v2   arXiv:2002.05709  no bias, BatchNorm, ReLU; no bias, "bn_no_center"; N(0, .01)
+    MoCo-v2        arXiv:2003.04297  bias, ReLU; bias; fan_in_uniform
+    MoCo's CIFAR demo                num_layers=1: bias; fan_in_uniform
+    BYOL           arXiv:2006.07733  4096: bias, BatchNorm, ReLU; 256: no bias
+    SimSiam        arXiv:2011.10566  no bias, BatchNorm, ReLU; no bias, "bn_no_affine"
+    Barlow Twins   arXiv:2103.03230  8192: no bias, BatchNorm, ReLU; no bias
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from jaxssl.errors import choose
+from jaxssl.models.layers import LayerSettings
+from jaxssl.models.norm import BatchNorm, at_least_float32
+
+
+class DenseInit(NamedTuple):
+    """Initial values of a dense layer: `bias` takes the layer's input size."""
+
+    kernel: Callable
+    bias: Callable[[int], Callable]
+
+
+def _uniform_bias(in_dim: int) -> Callable:
+    limit = in_dim**-0.5
+
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return init
+
+
+def _zero_bias(in_dim: int) -> Callable:
+    del in_dim
+    return jax.nn.initializers.zeros
+
+
+DENSE_INITS = {
+    "normal_0.01": DenseInit(jax.nn.initializers.normal(0.01), _zero_bias),  # SimCLR
+    # PyTorch's Linear: kernel and bias uniform in +-1/sqrt(fan_in).
+    "fan_in_uniform": DenseInit(
+        jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), _uniform_bias
+    ),
+    # Haiku's Linear (BYOL).
+    "fan_in_truncated_normal": DenseInit(
+        jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"), _zero_bias
+    ),
+}
+
+
+def _no_norm(settings: LayerSettings, features: int) -> None:
+    return None
+
+
+def _full_norm(settings: LayerSettings, features: int) -> BatchNorm:
+    return settings.norm(features)
+
+
+def _norm_without_center(settings: LayerSettings, features: int) -> BatchNorm:
+    return settings.norm(features, use_bias=False)
+
+
+def _norm_without_affine(settings: LayerSettings, features: int) -> BatchNorm:
+    return settings.norm(features, use_scale=False, use_bias=False)
+
+
+OUTPUT_NORMS: dict[str, Callable[[LayerSettings, int], BatchNorm | None]] = {
+    "none": _no_norm,
+    "bn": _full_norm,
+    "bn_no_center": _norm_without_center,
+    "bn_no_affine": _norm_without_affine,
+}
+
+
+class ProjectionHead(nnx.Module):
+    """Hidden layers of dense, perhaps BatchNorm, ReLU; then a dense layer, perhaps BatchNorm.
+
+    Attributes:
+      in_dim: size of the input.
+      out_dim: size of the output.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dim: int,
+        out_dim: int,
+        num_layers: int,
+        *,
+        hidden_norm: bool,
+        hidden_bias: bool,
+        output_norm: str,
+        output_bias: bool,
+        init: str,
+        settings: LayerSettings,
+        rngs: nnx.Rngs,
+    ):
+        """Makes the head.
+
+        Args:
+          in_dim: size of the input.
+          hidden_dim: size of the hidden layers; 0 for that of the input.
+          out_dim: size of the output.
+          num_layers: dense layers, the last one included, >= 1.
+          hidden_norm: BatchNorm between a hidden dense layer and its ReLU.
+          hidden_bias: whether hidden dense layers have a bias.
+          output_norm: what follows the last dense layer, a key of `OUTPUT_NORMS`.
+          output_bias: whether the last dense layer has a bias.
+          init: a key of `DENSE_INITS`.
+          settings: BatchNorm and dtype.
+          rngs: source of the initial values.
+
+        Raises:
+          UserError: if an argument names no known option.
+          ValueError: if a size is not possible.
+        """
+        if num_layers < 1 or min(in_dim, out_dim) < 1 or hidden_dim < 0:
+            raise ValueError(
+                f"a head needs num_layers, in_dim, out_dim >= 1 and hidden_dim >= 0, got "
+                f"{num_layers}, {in_dim}, {out_dim}, {hidden_dim}."
+            )
+        self.in_dim, self.out_dim = in_dim, out_dim
+        self.compute_dtype = settings.compute_dtype
+        dense_init = choose("head.init", init, DENSE_INITS)
+        hidden = [hidden_dim or in_dim] * (num_layers - 1)
+        sizes = [in_dim, *hidden, out_dim]
+
+        def dense(inputs: int, outputs: int, use_bias: bool) -> nnx.Linear:
+            return nnx.Linear(
+                inputs,
+                outputs,
+                use_bias=use_bias,
+                dtype=settings.compute_dtype,
+                param_dtype=settings.param_dtype,
+                kernel_init=dense_init.kernel,
+                bias_init=dense_init.bias(inputs),
+                rngs=rngs,
+            )
+
+        self.hidden = nnx.List(
+            [dense(a, b, hidden_bias) for a, b in zip(sizes[:-2], hidden, strict=True)]
+        )
+        self.hidden_norms = nnx.List([settings.norm(size) for size in hidden if hidden_norm])
+        self.output = dense(sizes[-2], out_dim, output_bias)
+        self.output_norm = choose("head.output_norm", output_norm, OUTPUT_NORMS)(settings, out_dim)
+
+    def __call__(self, x: Float[Array, "b d"], train: bool) -> Float[Array, "b k"]:
+        """Projects features.
+
+        Args:
+          x: features [B, in_dim].
+          train: normalise by the batch and move BatchNorm's running statistics.
+
+        Returns:
+          Projections [B, out_dim], not normalised to unit length, in at least float32.
+        """
+        x = x.astype(self.compute_dtype)
+        for layer, dense in enumerate(self.hidden):
+            x = dense(x)
+            if self.hidden_norms:
+                x = self.hidden_norms[layer](x, train)
+            x = jax.nn.relu(x)
+        x = self.output(x)
+        if self.output_norm is not None:
+            x = self.output_norm(x, train)
+        return at_least_float32(x)
+
+
+@runtime_checkable
+class HasFeatures(Protocol):
+    """What a head has to know of the encoder below it: ResNet, ConvNet ..."""
+
+    feature_dim: int
+    settings: LayerSettings
+
+
+def build_head(config: ConfigDict, encoder: HasFeatures, rngs: nnx.Rngs) -> ProjectionHead:
+    """The head a config describes, with BatchNorm and dtype of the encoder it stands on.
+
+    Args:
+      config: fields `num_layers`, `hidden_dim`, `out_dim`, `hidden_norm`, `hidden_bias`,
+        `output_norm`, `output_bias`, `init`, as in `ProjectionHead`.
+      encoder: gives the size of the input and the settings of the layers.
+      rngs: source of the initial values.
+
+    Raises:
+      UserError: if a field names no known option.
+    """
+    return ProjectionHead(
+        encoder.feature_dim,
+        config.hidden_dim,
+        config.out_dim,
+        config.num_layers,
+        hidden_norm=config.hidden_norm,
+        hidden_bias=config.hidden_bias,
+        output_norm=config.output_norm,
+        output_bias=config.output_bias,
+        init=config.init,
+        settings=encoder.settings,
+        rngs=rngs,
+    )

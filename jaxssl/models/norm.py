@@ -1,0 +1,130 @@
+"""Batch normalisation over the global batch, or over groups of it (arXiv:1502.03167)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+def at_least_float32(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """The array in float32, or as it is where that is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all axes but the last, in at least float32.
+
+    The statistics are those of the array it is given. Under `jax.jit` on a mesh with automatic
+    axes that is the global batch, however it is sharded: there is no axis name and no gather.
+
+    The running variance is the *biased* one, as in Flax and in SimCLR's cross-replica layer;
+    PyTorch's buffer holds the unbiased one, n / (n - 1) times as large. Both normalise a training
+    batch with the biased one.
+
+    Attributes:
+      scale: gamma [features], absent where `use_scale` is False.
+      bias: beta [features], absent where `use_bias` is False.
+      mean: running mean [features], zero at first.
+      var: running variance [features], one at first.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        momentum: float,
+        epsilon: float,
+        groups: int,
+        use_scale: bool = True,
+        use_bias: bool = True,
+        zero_scale: bool = False,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        """Makes the parameters; nothing is drawn at random.
+
+        Args:
+          features: size of the last axis.
+          momentum: share of the running statistics that a training call keeps, in [0, 1):
+            TensorFlow's convention, so .9 here is PyTorch's .1.
+          epsilon: added to the variance, > 0.
+          groups: number of contiguous, equal parts of the batch that are normalised each by its
+            own statistics. It does in one place what BatchNorm on as many devices without
+            communication does (MoCo arXiv:1911.05722 section 3.3; "split" BatchNorm), whatever
+            the device count. The running statistics move by the mean over the groups.
+          use_scale: whether there is a gamma.
+          use_bias: whether there is a beta (TensorFlow's ``center``).
+          zero_scale: start gamma at 0, not 1: the last layer of a residual branch.
+          param_dtype: dtype of parameters and running statistics.
+
+        Raises:
+          ValueError: if `groups` < 1.
+        """
+        if groups < 1:
+            raise ValueError(f"BatchNorm needs groups >= 1, got {groups}.")
+        self.features = features
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.groups = groups
+        gamma = jnp.zeros if zero_scale else jnp.ones
+        self.scale = nnx.Param(gamma(features, param_dtype)) if use_scale else None
+        self.bias = nnx.Param(jnp.zeros(features, param_dtype)) if use_bias else None
+        self.mean = nnx.BatchStat(jnp.zeros(features, param_dtype))
+        self.var = nnx.BatchStat(jnp.ones(features, param_dtype))
+
+    def __call__(self, x: Float[Array, "b *space d"], train: bool) -> Float[Array, "b *space d"]:
+        """Normalises x.
+
+        Args:
+          x: activations [B, ..., features], any floating dtype.
+          train: use the statistics of x and move the running ones; else use the running ones.
+
+        Returns:
+          An array of x's shape and dtype; the arithmetic is at least float32.
+
+        Raises:
+          ValueError: if the last axis is not `features`, or `groups` does not divide B.
+        """
+        if x.shape[-1] != self.features:
+            raise ValueError(f"BatchNorm of {self.features} features was given {x.shape[-1]}.")
+        wide = at_least_float32(x)
+        mean, var = self.mean[...], self.var[...]
+        if train:
+            normalised = self._by_batch(wide, mean, var)
+        else:
+            normalised = (wide - mean) * jax.lax.rsqrt(var + self.epsilon)
+        if self.scale is not None:
+            normalised = normalised * self.scale[...]
+        if self.bias is not None:
+            normalised = normalised + self.bias[...]
+        return normalised.astype(x.dtype)
+
+    def _by_batch(
+        self,
+        x: Float[Array, "b *space d"],
+        running_mean: Float[Array, " d"],
+        running_var: Float[Array, " d"],
+    ) -> Float[Array, "b *space d"]:
+        batch = x.shape[0]
+        if batch % self.groups:
+            raise ValueError(
+                f"a batch of {batch} does not split into {self.groups} equal BatchNorm groups: "
+                "choose a batch size that is a multiple of the groups."
+            )
+        # Both moments in one pass over the activations and one all-reduce. Taken about the running
+        # mean, their difference does not cancel where the mean is large against the deviation.
+        grouped = x.reshape(self.groups, batch // self.groups, *x.shape[1:]) - running_mean
+        axes = tuple(range(1, grouped.ndim - 1))
+        first = grouped.mean(axes, keepdims=True)
+        second = jnp.square(grouped).mean(axes, keepdims=True)
+        variance = jnp.maximum(second - jnp.square(first), 0.0)
+        normalised = (grouped - first) * jax.lax.rsqrt(variance + self.epsilon)
+
+        over_groups = tuple(range(grouped.ndim - 1))
+        self._move(self.mean, running_mean + first.mean(over_groups))
+        self._move(self.var, variance.mean(over_groups))
+        return normalised.reshape(x.shape)
+
+    def _move(self, running: nnx.BatchStat, current: Float[Array, " d"]) -> None:
+        moved = self.momentum * running[...] + (1.0 - self.momentum) * current
+        running[...] = jax.lax.stop_gradient(moved).astype(running.dtype)

@@ -1,0 +1,197 @@
+"""Pretrains an encoder: ``python -m jaxssl.pretrain --config FILE --workdir DIR``.
+
+mesh -> data -> method -> state -> restore -> loop. The directory holds all that a later program
+needs; the same command again resumes, or says that the run is finished.
+"""
+
+import contextlib
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxssl import cli, distributed
+from jaxssl.augment.views import make_policy
+from jaxssl.checkpoint import Checkpoints
+from jaxssl.data.examples import Source
+from jaxssl.data.pipeline import train_batches
+from jaxssl.data.sources import load
+from jaxssl.errors import UserError, choose
+from jaxssl.evaluation.monitor import make_monitor
+from jaxssl.methods import METHODS, Method, Spec
+from jaxssl.reporting import MetricWriter, Progress
+from jaxssl.run_directory import (
+    config_differences,
+    has_config,
+    read_config,
+    run_info,
+    write_config,
+)
+from jaxssl.training.loop import Cadence, Reporter, train
+from jaxssl.training.state import Blueprint, TrainState, traced_scalars
+from jaxssl.training.step import Policy, compile_step, make_epoch_hook, make_step
+
+
+def pretrain(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
+    """Trains the method of ``config`` in ``workdir``, from its newest checkpoint if it has one.
+
+    Raises:
+      UserError: for whatever the user can mend.
+    """
+    config = resolve(config)
+    if config.run.distributed:
+        distributed.initialize()
+    mesh = distributed.data_mesh(config.run.num_devices)
+    distributed.check_batch_size(config.batch_size, mesh)
+    source = load(config.data, "train")
+    policy = make_policy(config.views, config.normalize, source.original_split)
+    blueprint = Blueprint.of(config, make_spec(config, source, policy))
+    cadence = Cadence.of(config, len(source), blueprint.spec.total_steps)
+    monitor = make_monitor(blueprint.graph, config, source, mesh)
+    step = compile_step(make_step(blueprint, policy), mesh)
+    claim(workdir, config)  # last of all, so that bad input leaves no directory behind
+
+    lead = jax.process_index() == 0
+    run = config.run
+    with Checkpoints(workdir / "checkpoints", run.keep_last, run.keep_every_steps) as checkpoints:
+        state, restored = restore_or_create(blueprint, checkpoints, mesh)
+        start = int(state.step)
+        if start >= cadence.stop:
+            say(f"{workdir} is finished: step {start} of {cadence.stop}.")
+            return state
+        if restored:
+            say(f"resuming {workdir} from step {start} of {cadence.stop}")
+        with (
+            MetricWriter(
+                workdir, start if restored else None, active=lead, wandb=run.wandb
+            ) as writer,
+            Progress(cadence.stop, start, config.batch_size, active=lead) as progress,
+            contextlib.closing(
+                train_batches(
+                    source,
+                    data_seed=config.data_seed,
+                    batch_size=config.batch_size,
+                    start_step=start,
+                    num_steps=cadence.stop,
+                    process_index=jax.process_index(),
+                    process_count=jax.process_count(),
+                    prefetch=run.prefetch,
+                    workers=run.workers,
+                )
+            ) as batches,
+        ):
+            method = METHODS[config.method.name]
+            return train(
+                state,
+                step_fn=step,
+                epoch_hook=make_epoch_hook(blueprint, mesh)
+                if method.on_epoch is not Method.on_epoch
+                else None,
+                hyper=traced_scalars(config),
+                batches=batches,
+                mesh=mesh,
+                cadence=cadence,
+                checkpoints=checkpoints,
+                monitor=monitor,
+                reporter=Reporter(writer, progress, config.batch_size),
+            )
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The config with its seeds filled in, checked as far as it can be without data.
+
+    Raises:
+      UserError: naming the first value that cannot be.
+    """
+    config = config.copy_and_resolve_references()
+    for name in ("init_seed", "data_seed"):
+        config[name] = config.seed if config[name] < 0 else config[name]
+        if not 0 <= config[name] < 2**32:
+            raise UserError(f"{name}={config[name]} is out of range: use 0 to 4294967295.")
+    method = choose("method.name", config.method.name, METHODS)
+    for name in ("learning_rate", "weight_decay", *method.HYPER):
+        if name not in config.hyper:
+            raise UserError(
+                f"hyper.{name} is missing and method.name={config.method.name!r} reads it: "
+                "add it to the recipe's hyper group."
+            )
+    for name, value in config.hyper.items():
+        if not math.isfinite(value) or value < 0 or (name == "temperature" and value == 0):
+            raise UserError(f"hyper.{name}={value} cannot be: give a finite positive number.")
+    positive = {"batch_size": config.batch_size, "schedule.epochs": config.schedule.epochs}
+    for name, value in positive.items():
+        if value <= 0:
+            raise UserError(f"{name}={value} cannot be: give a positive number.")
+    return config
+
+
+def make_spec(config: ConfigDict, source: Source, policy: Policy) -> Spec:
+    """What the method may know of the data and the run.
+
+    Raises:
+      UserError: if the run would not have a single step.
+    """
+    # The policy's own word: one that appends channels is believed.
+    views = jax.eval_shape(policy, source.gather(np.zeros(1, np.int64)), jnp.uint32(0))
+    total_steps = int(len(source) * config.schedule.epochs // config.batch_size)
+    if total_steps == 0:
+        raise UserError(
+            f"batch_size={config.batch_size} leaves no step in {config.schedule.epochs:g} epochs "
+            f"of {len(source)} images: lower batch_size or raise schedule.epochs."
+        )
+    return Spec(
+        num_examples=source.original_size,
+        num_classes=source.num_classes,
+        channels=views.images[0].shape[-1],
+        image_size=source.image_shape[:2],
+        total_steps=total_steps,
+    )
+
+
+def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Makes the run directory, or checks that it is of this very run.
+
+    Raises:
+      UserError: if it is of a run whose config differs in more than its ``run`` group.
+    """
+    if has_config(workdir):
+        differences = config_differences(read_config(workdir), config, ignore=("run",))
+        if differences:
+            raise UserError(
+                f"{workdir} holds a run with another config ({'; '.join(differences)}): choose "
+                "another --workdir, or undo these changes (only run.* may change)."
+            )
+    elif workdir.is_dir() and any(workdir.iterdir()):
+        raise UserError(f"{workdir} is not empty and no run of jaxssl: choose another --workdir.")
+    if jax.process_index() == 0:
+        write_config(workdir, config, run_info())
+
+
+def restore_or_create(
+    blueprint: Blueprint, checkpoints: Checkpoints, mesh: Mesh
+) -> tuple[TrainState, bool]:
+    """The state of the newest sound checkpoint, or a fresh one; and whether it was restored."""
+    if checkpoints.steps():
+        return checkpoints.restore(blueprint.abstract(mesh))[1], True
+    return blueprint.create(blueprint.config.init_seed, mesh), False
+
+
+def say(text: str) -> None:
+    """One line for the user, from the first process."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _main(values: flags.FlagValues) -> None:
+    pretrain(values.config, pathlib.Path(values.workdir))
+
+
+if __name__ == "__main__":
+    cli.define_config_file()
+    flags.DEFINE_string("workdir", None, "Run directory: made, or resumed.", required=True)
+    cli.launch(_main)

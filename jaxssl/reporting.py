@@ -1,0 +1,277 @@
+"""What a run tells the world while it works: metric rows, TensorBoard, progress and tables."""
+
+import collections
+import importlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.progress
+import rich.table
+import tensorboardX
+
+from jaxssl.errors import UserError
+
+CLOCK_KEYS = frozenset({"images_per_second", "seconds", "step_seconds", "wait_seconds"})
+"""Metrics that depend on the clock: all others of a resumed run equal an undisturbed run's."""
+
+_ROWS = "metrics.jsonl"
+_SECONDS_BETWEEN_LINES = 10.0
+_UPDATES_IN_RATE = 50
+
+
+class MetricWriter:
+    """Appends rows of numbers to ``metrics.jsonl``, TensorBoard and, if asked, W&B.
+
+    Args:
+      workdir: the run directory; ``metrics.jsonl`` and ``tensorboard/`` are made in it.
+      restored_step: step of the checkpoint that the run continues from: later rows are cut, for
+        they will be written again. None for a run from the beginning: all rows are cut.
+      active: False makes an object that writes nothing (all processes but the first).
+      wandb: also log to Weights & Biases, under the name of the run directory.
+
+    Raises:
+      UserError: W&B is asked for but not installed; a row in ``metrics.jsonl`` is unreadable.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        restored_step: int | None,
+        *,
+        active: bool = True,
+        wandb: bool = False,
+    ) -> None:
+        self._active = active
+        self._wandb: Any = None
+        if not active:
+            return
+        workdir = pathlib.Path(workdir).absolute()
+        workdir.mkdir(parents=True, exist_ok=True)
+        last = -1 if restored_step is None else restored_step
+        _cut_rows(workdir / _ROWS, last)
+        if wandb:
+            self._wandb = _start_wandb(workdir)
+        self._rows = (workdir / _ROWS).open("a")
+        self._events = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=last + 1, write_to_disk=True
+        )
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Writes one row; it is in the file when this returns.
+
+        Args:
+          step: number of updates behind the metrics. A row must be written before the checkpoint
+            of its step is saved, or a kill between the two loses it.
+          metrics: name -> scalar (Python, NumPy or JAX; the latter are waited for).
+        """
+        if not self._active:
+            return
+        row = {name: _number(value) for name, value in metrics.items()}
+        self._rows.write(json.dumps({"step": step, **row}) + "\n")
+        self._rows.flush()
+        for name, value in row.items():
+            self._events.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(row, step=step)
+
+    def close(self) -> None:
+        """Flushes and closes everything; a second call does nothing."""
+        if self._active:
+            self._active = False
+            self._rows.close()
+            self._events.close()
+            if self._wandb is not None:
+                self._wandb.finish()
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Rows of ``metrics.jsonl`` in order; a last line that was cut off by a kill is left out.
+
+    Raises:
+      UserError: another line is unreadable.
+    """
+    path = pathlib.Path(workdir) / _ROWS
+    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if not line.endswith("\n") or not isinstance(row["step"], int):
+                raise ValueError
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break
+            raise UserError(
+                f"line {number} of {path} is not a row of metrics: mend or delete it."
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def _cut_rows(path: pathlib.Path, last: int) -> None:
+    """Drops rows after a step, and a torn last line; the file is replaced in one step."""
+    if not path.exists():
+        return
+    kept = [row for row in read_metrics(path.parent) if row["step"] <= last]
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    temporary.replace(path)
+
+
+def _number(value: Any) -> int | float:
+    return np.asarray(value).item()
+
+
+def _start_wandb(workdir: pathlib.Path) -> Any:
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError:
+        raise UserError("W&B is asked for but not installed: pip install wandb.") from None
+    return wandb.init(project="jaxssl", name=workdir.name, dir=str(workdir), resume="auto")
+
+
+class Progress:
+    """One line that says how far a run is: a bar on a terminal, a line now and then elsewhere.
+
+    Args:
+      total_steps: steps of the whole run.
+      first_step: steps done before this process started.
+      batch_size: images a step, over all processes.
+      active: False shows nothing (all processes but the first).
+      console: where to show it; None is the standard output.
+
+    Use as a context manager.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        first_step: int,
+        batch_size: int,
+        *,
+        active: bool = True,
+        console: rich.console.Console | None = None,
+    ) -> None:
+        self._total = total_steps
+        self._batch = batch_size
+        self._console = console or rich.console.Console()
+        self._active = active
+        # The first step compiles: the rate counts from its end.
+        self._marks: collections.deque[tuple[float, int]] = collections.deque(
+            maxlen=_UPDATES_IN_RATE
+        )
+        self._shown: dict[str, float] = {}
+        self._next_line = 0.0
+        self._bar: rich.progress.Progress | None = None
+        if active and self._console.is_terminal:
+            self._bar = rich.progress.Progress(
+                rich.progress.BarColumn(bar_width=None),
+                rich.progress.TextColumn("{task.fields[line]}", justify="left"),
+                console=self._console,
+                expand=True,
+            )
+            self._task = self._bar.add_task(
+                "", total=total_steps, completed=first_step, line=f"step {first_step}/{total_steps}"
+            )
+
+    @property
+    def images_per_second(self) -> float:
+        """Over the last updates, compilation left out; 0 before the second update."""
+        if len(self._marks) < 2:
+            return 0.0
+        (start, first), (end, last) = self._marks[0], self._marks[-1]
+        return (last - first) * self._batch / max(end - start, 1e-9)
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Says that a step is done.
+
+        Args:
+          step: number of steps done, of this process and those before it.
+          metrics: numbers to show, of which ``loss`` and ``knn`` are shown (the last ones seen).
+        """
+        self._marks.append((time.monotonic(), step))
+        self._shown.update({name: metrics[name] for name in ("loss", "knn") if name in metrics})
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, line=self._line(step))
+        elif self._active and (time.monotonic() >= self._next_line or step == self._total):
+            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+            self._console.print(self._line(step), highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if self._active:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _line(self, step: int) -> str:
+        parts = [f"step {step}/{self._total}"]
+        if rate := self.images_per_second:
+            left = (self._total - step) * self._batch / rate
+            parts += [f"{rate:,.0f} images/s", f"{_clock(left)} left"]
+        if "loss" in self._shown:
+            parts.append(f"loss {self._shown['loss']:.4f}")
+        if "knn" in self._shown:
+            parts.append(f"kNN {100 * self._shown['knn']:.1f} %")
+        return "  ".join(parts)
+
+    def __enter__(self) -> "Progress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def results_table(
+    rows: Sequence[Sequence[str | float | None]], columns: Sequence[str], title: str
+) -> rich.table.Table:
+    """A table of results for the terminal.
+
+    Args:
+      rows: cells in the order of the columns; a float is an accuracy in [0, 1] and is shown in
+        percent with two digits, None as a dash.
+      columns: headings; the first column is left-aligned, the others right-aligned.
+      title: the line above the table.
+
+    Raises:
+      ValueError: a row has another number of cells than there are columns.
+    """
+    table = rich.table.Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
+    for row in rows:
+        if len(row) != len(columns):
+            raise ValueError(f"Row {row} has {len(row)} cells for {len(columns)} columns.")
+        table.add_row(*map(_cell, row))
+    return table
+
+
+def _cell(value: str | float | None) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{100 * value:.2f} %"
+
+
+def print_table(table: rich.table.Table) -> None:
+    """Prints a table to the standard output, at most 100 columns wide."""
+    console = rich.console.Console()
+    console.print(table, width=min(console.width, 100))

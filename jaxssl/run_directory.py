@@ -1,0 +1,179 @@
+"""The run directory's ``config.json``: what a run was told to do and by which code.
+
+JSON has one sequence type and `ml_collections.ConfigDict` recipes use tuples alone, so sequences
+are written as lists and read back as tuples.
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+
+import jaxssl
+from jaxssl.errors import UserError
+
+_CONFIG = "config.json"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy")
+
+
+def run_info() -> dict[str, Any]:
+    """What a run's numbers may depend on besides its config: code, versions and hardware.
+
+    Returns:
+      ``commit`` (of the checkout that holds the package, ``-dirty`` appended where tracked files
+      differ from it; None outside a checkout), ``versions`` by package, ``platform``,
+      ``device_kind``, ``device_count`` and ``process_count``. Starts JAX's backend.
+    """
+    return {
+        "commit": _commit(),
+        "versions": {
+            "jaxssl": jaxssl.__version__,
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in _PACKAGES},
+        },
+        "platform": jax.default_backend(),
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
+    }
+
+
+def _commit() -> str | None:
+    house = pathlib.Path(__file__).resolve().parent.parent
+    if not (house / ".git").exists():  # an installed copy may lie inside somebody else's checkout
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=house,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def write_config(
+    workdir: str | os.PathLike[str], config: ml_collections.ConfigDict, info: Mapping[str, Any]
+) -> None:
+    """Writes ``config.json``: whole or, if the process dies, not at all.
+
+    Args:
+      workdir: the run directory; made if absent.
+      config: the resolved config; leaves are None, bool, int, finite float, str or tuples of them.
+      info: further JSON entries beside ``config``, usually `run_info()`.
+
+    Raises:
+      UserError: a leaf that JSON cannot hold exactly, by its key.
+    """
+    for key, leaf in _leaves(config.to_dict()):
+        _check_leaf(key, leaf)
+    write_json(pathlib.Path(workdir) / _CONFIG, {**info, "config": config.to_dict()})
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Replaces a JSON file in one step, so that a reader finds the old one or the new one."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=2) + "\n"
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
+    """The config of a run, locked, equal to the one written.
+
+    Raises:
+      UserError: ``config.json`` is absent or not what `write_config` writes.
+    """
+    path = pathlib.Path(workdir) / _CONFIG
+    try:
+        content = json.loads(path.read_text())["config"]
+    except FileNotFoundError:
+        raise UserError(
+            f"{workdir} is not a run directory: it has no {_CONFIG}; name the --workdir of a "
+            "pretraining run."
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path} is damaged: restore it from a copy, or start the run in a new directory."
+        ) from None
+    return ml_collections.ConfigDict(_with_tuples(content)).lock()
+
+
+def has_config(workdir: str | os.PathLike[str]) -> bool:
+    """Whether a run was started in this directory."""
+    return (pathlib.Path(workdir) / _CONFIG).is_file()
+
+
+def config_differences(
+    old: ml_collections.ConfigDict,
+    new: ml_collections.ConfigDict,
+    ignore: Sequence[str] = ("run",),
+) -> list[str]:
+    """Where two configs differ, one line a key: ``optimizer.momentum: 0.9 -> 0.8``.
+
+    Args:
+      old: what stands in a run directory.
+      new: what a program was called with.
+      ignore: dotted keys that may differ, with all below them.
+
+    Returns:
+      Lines sorted by key; a key that one side lacks reads ``(absent)``. Lists equal tuples, and an
+      integer equals the float of its value.
+    """
+    before = dict(_leaves(_with_tuples(old.to_dict())))
+    after = dict(_leaves(_with_tuples(new.to_dict())))
+    return [
+        f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
+        for key in sorted({*before, *after})
+        if not any(key == name or key.startswith(f"{name}.") for name in ignore)
+        and (key not in before or key not in after or before[key] != after[key])
+    ]
+
+
+def _shown(leaves: Mapping[str, Any], key: str) -> str:
+    return repr(leaves[key]) if key in leaves else "(absent)"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _check_leaf(key: str, leaf: Any) -> None:
+    if isinstance(leaf, tuple | list):
+        for item in leaf:
+            _check_leaf(key, item)
+    elif isinstance(leaf, float) and not math.isfinite(leaf):
+        raise UserError(f"config.{key} is {leaf}: give a finite number, or None for no limit.")
+    elif leaf != {} and not (leaf is None or type(leaf) in (bool, int, float, str)):
+        raise UserError(
+            f"config.{key} is a {type(leaf).__name__}: give a number, a string or a tuple of them."
+        )
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_with_tuples(item) for item in value)
+    return value

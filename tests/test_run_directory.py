@@ -1,0 +1,116 @@
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+
+from jaxssl.errors import UserError
+from jaxssl.run_directory import (
+    config_differences,
+    has_config,
+    read_config,
+    run_info,
+    write_config,
+)
+
+
+def example():
+    config = ml_collections.ConfigDict()
+    config.seed = 3
+    config.rate = 0.1 + 0.2
+    config.whole = 1.0
+    config.name = "résumé"
+    config.nothing = None
+    config.flag = True
+    config.groups = ((r".*/bias", 0.0), (r".*", 1e-6))
+    config.empty = ()
+    config.run = ml_collections.ConfigDict({"log_every": 10, "stop": None})
+    config.nest = ml_collections.ConfigDict({"a": {"b": 1, "c": 2}, "bare": {}})
+    return config
+
+
+def test_a_config_comes_back_equal_and_locked(tmp_path):
+    write_config(tmp_path / "new", example(), {"commit": "abc"})
+    config = read_config(tmp_path / "new")
+    assert config.to_dict() == example().to_dict()
+    assert type(config.groups[0]) is tuple
+    assert type(config.whole) is float
+    assert type(config.flag) is bool
+    with pytest.raises(AttributeError):
+        config.unheard_of = 1
+    assert config_differences(config, example()) == []
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["commit"] == "abc"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
+
+
+def test_a_failed_write_leaves_the_old_config(tmp_path, monkeypatch):
+    write_config(tmp_path, example(), {})
+    changed = example()
+    changed.seed = 4
+
+    def killed(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxssl.run_directory.os.fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_config(tmp_path, changed, {})
+    assert read_config(tmp_path).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (float("nan"), "config.a.b is nan"),
+        (np.float32(1), "config.a.b is a float32"),
+        ((1, (object(),)), "config.a.b is a object"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_by_name(tmp_path, value, said):
+    config = ml_collections.ConfigDict({"a": {"b": 0}}, type_safe=False)
+    config.a.b = value
+    with pytest.raises(UserError, match=said):
+        write_config(tmp_path, config, {})
+    assert not has_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"config": {"a": 1'])
+def test_a_damaged_config_is_one_sentence(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config.json is damaged"):
+        read_config(tmp_path)
+
+
+def test_a_directory_without_a_config_is_no_run(tmp_path):
+    assert not has_config(tmp_path)
+    with pytest.raises(UserError, match="is not a run directory"):
+        read_config(tmp_path)
+
+
+def test_differences_name_the_keys_and_both_values():
+    old, new = example(), example()
+    new.nest.a.b = 5
+    new.groups = ((r".*/bias", 0.0), (r".*", 1e-4))
+    new.run.log_every = 99
+    new.extra = "x"
+    del new["flag"]
+    assert config_differences(old, new) == [
+        "extra: (absent) -> 'x'",
+        "flag: True -> (absent)",
+        "groups: (('.*/bias', 0.0), ('.*', 1e-06)) -> (('.*/bias', 0.0), ('.*', 0.0001))",
+        "nest.a.b: 1 -> 5",
+    ]
+    assert config_differences(old, new, ignore=("extra", "flag", "groups", "nest.a")) == [
+        "run.log_every: 10 -> 99"
+    ]
+    # `nest` is no prefix of `nestling`
+    old.nestling, new.nestling = 1, 2
+    assert "nestling: 1 -> 2" in config_differences(old, new, ignore=("nest",))
+
+
+def test_info_names_the_code_and_the_hardware():
+    info = run_info()
+    assert info["device_count"] == 8
+    assert info["platform"] == "cpu"
+    assert set(info["versions"]) >= {"python", "jaxssl", "jax", "flax", "orbax-checkpoint"}
+    assert all(info["versions"].values())
+    json.dumps(info)
