@@ -59,7 +59,10 @@ class MetricWriter:
             self._wandb = _start_wandb(workdir)
         self._rows = (workdir / _ROWS).open("a")
         self._events = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=last + 1, write_to_disk=True
+            str(workdir / "tensorboard"),
+            purge_step=last + 1,
+            # The name has a resolution of a second: a restart within it would overwrite the file.
+            filename_suffix=f".{time.time_ns()}",
         )
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import rich.console
 import tensorboardX.proto.event_pb2
-from tensorboardX.record_writer import masked_crc32c  # noqa: F401  (the format read below)
 
 from jaxssl import reporting
 from jaxssl.errors import UserError

@@ -8,7 +8,7 @@ number in `Draw` alone: not on the batch it is in, nor on which other operations
 import dataclasses
 import enum
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,50 +119,84 @@ def augment_view(
             f"colour jitter and grayscale need RGB images, 3 channels, and these have {channels}: "
             "set jitter_p=0 and grayscale_p=0 in the augmentation."
         )
-    return jax.vmap(lambda image, key: _augment_one(image, key, augmentation))(images, keys)
+    height, width = images.shape[1:3]
+    drawn = jax.vmap(lambda key: draw_view(key, height, width, augmentation))(keys)
+    views = jax.vmap(lambda image, drawn: apply_view(image, drawn, augmentation))(images, drawn)
+    return views, drawn.box, drawn.flipped
 
 
-def _augment_one(
-    image: Float[Array, "h w c"], key: Key[Array, ""], a: Augmentation
-) -> tuple[Float[Array, "size size c"], Float[Array, "4"], Bool[Array, ""]]:
+class ViewDraw(NamedTuple):
+    """All that is drawn for one view of one image.
+
+    Attributes:
+      box: float32 (y0, x0, y1, x1), pixels of the canonical image.
+      flipped: bool, as are `jittered`, `grayscaled` and `solarized`: whether it is applied.
+      jitter: what `jittered` applies.
+      sigma: float32, standard deviation of the blur, pixels of the view; 0 for no blur.
+    """
+
+    box: Float[Array, "4"]
+    flipped: Bool[Array, ""]
+    jittered: Bool[Array, ""]
+    jitter: ops.ColorJitter
+    grayscaled: Bool[Array, ""]
+    sigma: Float[Array, ""]
+    solarized: Bool[Array, ""]
+
+
+def draw_view(key: Key[Array, ""], height: int, width: int, augmentation: Augmentation) -> ViewDraw:
+    """Draws all that one view needs; every operation has a stream of its own.
+
+    So what is drawn for one does not depend on whether another is on, nor on its settings.
+    """
+    a = augmentation
+
     def stream(draw: Draw) -> Key[Array, ""]:
         return jax.random.fold_in(key, int(draw))
 
-    def applied(draw: Draw, p: float) -> Bool[Array, ""]:
-        return ops.draw_applied(stream(draw), p)
-
-    box = random_crop_box(
-        stream(Draw.CROP),
-        *image.shape[:2],
-        scale=a.crop_scale,
-        ratio=a.crop_ratio,
-        subpixel=a.crop_subpixel,
-    )
-    image = resized_crop(image, box, a.size, filter=a.crop_filter, antialias=a.crop_antialias)
-    flipped = applied(Draw.FLIP, a.flip_p)
-    image = ops.flip(image, flipped)
-    if a.jitter_p > 0:
-        jitter = ops.draw_color_jitter(
+    sigma = ops.draw_sigma(stream(Draw.BLUR), a.blur_sigma)
+    return ViewDraw(
+        box=random_crop_box(
+            stream(Draw.CROP),
+            height,
+            width,
+            scale=a.crop_scale,
+            ratio=a.crop_ratio,
+            subpixel=a.crop_subpixel,
+        ),
+        flipped=ops.draw_applied(stream(Draw.FLIP), a.flip_p),
+        jittered=ops.draw_applied(stream(Draw.JITTER_APPLIED), a.jitter_p),
+        jitter=ops.draw_color_jitter(
             stream(Draw.JITTER),
             brightness=a.brightness,
             contrast=a.contrast,
             saturation=a.saturation,
             hue=a.hue,
-        )
-        due = applied(Draw.JITTER_APPLIED, a.jitter_p)
-        image = jnp.where(due, ops.color_jitter(image, jitter), image)
+        ),
+        grayscaled=ops.draw_applied(stream(Draw.GRAYSCALE), a.grayscale_p),
+        sigma=jnp.where(ops.draw_applied(stream(Draw.BLUR_APPLIED), a.blur_p), sigma, 0.0),
+        solarized=ops.draw_applied(stream(Draw.SOLARIZE), a.solarize_p),
+    )
+
+
+def apply_view(
+    image: Float[Array, "h w c"], drawn: ViewDraw, augmentation: Augmentation
+) -> Float[Array, "size size c"]:
+    """One view of one image in [0, 1]; operations whose ``p`` is 0 are not compiled at all."""
+    a = augmentation
+    image = resized_crop(image, drawn.box, a.size, filter=a.crop_filter, antialias=a.crop_antialias)
+    if a.flip_p > 0:
+        image = ops.flip(image, drawn.flipped)
+    if a.jitter_p > 0:
+        image = jnp.where(drawn.jittered, ops.color_jitter(image, drawn.jitter), image)
     if a.grayscale_p > 0:
-        due = applied(Draw.GRAYSCALE, a.grayscale_p)
-        image = jnp.where(due, ops.grayscale(image), image)
+        image = jnp.where(drawn.grayscaled, ops.grayscale(image), image)
     if a.blur_p > 0:
-        sigma = ops.draw_sigma(stream(Draw.BLUR), a.blur_sigma)
         # Sigma 0, not a second `where`: that would make XLA compute the image before it twice.
-        sigma = jnp.where(applied(Draw.BLUR_APPLIED, a.blur_p), sigma, 0.0)
-        image = ops.gaussian_blur(image, sigma, a.blur_kernel_size)
+        image = ops.gaussian_blur(image, drawn.sigma, a.blur_kernel_size)
     if a.solarize_p > 0:
-        due = applied(Draw.SOLARIZE, a.solarize_p)
-        image = jnp.where(due, ops.solarize(image, a.solarize_threshold), image)
-    return image, box, flipped
+        image = jnp.where(drawn.solarized, ops.solarize(image, a.solarize_threshold), image)
+    return image
 
 
 def multi_view(

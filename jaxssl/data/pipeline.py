@@ -9,7 +9,8 @@ the same sequence elsewhere. Nothing has to be saved to resume but the number of
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Generator
+import weakref
+from collections.abc import Callable, Iterator
 
 import grain
 import jax
@@ -123,6 +124,35 @@ class _Blocks:
         return np.array([self.first(step) + offset])
 
 
+class Batches(Iterator[Batch]):
+    """An iterator that stops its threads and processes when it is closed, dropped or used up.
+
+    A program may also end with it open: by the time the interpreter would collect it, the modules
+    that Grain needs to stop its processes are gone, so a finalizer does it before.
+    """
+
+    def __init__(self, dataset: grain.IterDataset) -> None:
+        self._held = [iter(dataset)]
+        self._finalizer = weakref.finalize(self, _close, self._held)
+
+    def __next__(self) -> Batch:
+        if not self._held:
+            raise StopIteration
+        try:
+            return next(self._held[0])
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the read; may be called more than once."""
+        self._finalizer()
+
+
+def _close(held: list[grain.DatasetIterator]) -> None:
+    held.pop().close()
+
+
 def train_batches(
     source: Source,
     *,
@@ -135,7 +165,7 @@ def train_batches(
     transform: Transform | None = None,
     prefetch: int = 2,
     workers: int = 0,
-) -> Generator[Batch, None, None]:
+) -> Batches:
     """One process's rows of the batches of steps start_step .. num_steps - 1.
 
     Args:
@@ -159,7 +189,7 @@ def train_batches(
     """
     blocks = _blocks(source, batch_size, process_index, process_count)
     read = _TrainReader(source, data_seed, transform)
-    return _iterate(_dataset(read, blocks, start_step, num_steps, prefetch, workers))
+    return Batches(_dataset(read, blocks, start_step, num_steps, prefetch, workers))
 
 
 def eval_batches(
@@ -171,7 +201,7 @@ def eval_batches(
     transform: Transform | None = None,
     prefetch: int = 2,
     workers: int = 0,
-) -> Generator[Batch, None, None]:
+) -> Batches:
     """One process's rows of all examples once, in order, as epoch 0.
 
     Every process gets the same number of batches of the same size. What the last global batch
@@ -192,7 +222,7 @@ def eval_batches(
     blocks = _blocks(source, batch_size, process_index, process_count)
     num_batches = -(-len(source) // batch_size)
     read = _EvalReader(source, transform)
-    return _iterate(_dataset(read, blocks, 0, num_batches, prefetch, workers))
+    return Batches(_dataset(read, blocks, 0, num_batches, prefetch, workers))
 
 
 def _blocks(source: Source, batch_size: int, process_index: int, process_count: int) -> _Blocks:
@@ -237,11 +267,3 @@ def _dataset(
 
 def _read_options(threads: int, buffer: int) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(buffer, threads))
-
-
-def _iterate(dataset: grain.IterDataset) -> Generator[Batch, None, None]:
-    iterator = iter(dataset)
-    try:
-        yield from iterator
-    finally:
-        iterator.close()

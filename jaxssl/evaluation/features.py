@@ -13,7 +13,8 @@ from jaxssl.data.examples import Source
 from jaxssl.data.pipeline import eval_batches
 from jaxssl.distributed import fetch, global_batch
 
-Embed = Callable[[Mapping[str, Any]], Float[Array, "b d"]]
+Batch = Mapping[str, Any]
+Embed = Callable[[Batch], Float[Array, "b d"]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,7 +42,7 @@ def make_monitor(
     """The kNN monitor of a run: accuracy on ``monitor.split`` against the training images.
 
     Returns:
-      From a state to ``knn_<split>``, top-1 in [0, 1], and ``feature_std``, the mean standard
+      From a state to ``knn``, top-1 in [0, 1], and ``feature_std``, the mean standard
       deviation of the normalised features times sqrt(D): 0 where the encoder has collapsed.
 
     Raises:
@@ -70,7 +70,7 @@ def make_monitor(
             protocol=config.monitor.protocol,
         )
         return {
-            f"knn_{config.monitor.split}": float(accuracy),
+            "knn": float(accuracy),
             "feature_std": float(feature_std(asked.features)),
         }
 

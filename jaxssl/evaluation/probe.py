@@ -27,6 +27,7 @@ def default_config() -> ConfigDict:
     """Settings of a linear probe."""
     config = ConfigDict()
     config.seed = 0  # order of the images in the SGD fit
+    config.feature_batch_size = 512  # images a pass through the frozen encoder
     config.labels_per_class = 10  # images a class in the row with few labels
 
     config.sgd = ConfigDict()

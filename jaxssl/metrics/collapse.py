@@ -4,10 +4,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
-def feature_std(z: Float[Array, "n d"]) -> Float[Array, ""]:
+def feature_std(z: Float[Array | np.ndarray, "n d"]) -> Float[Array, ""]:
     """Standard deviation of the L2-normalised outputs over the sphere's: 1 spread out, 0 collapsed.
 
     The quantity of section 4.1 of SimSiam (arXiv:2011.10566), the mean over components of their
@@ -20,13 +21,13 @@ def feature_std(z: Float[Array, "n d"]) -> Float[Array, ""]:
     Returns:
       scalar in [0, 1]; at least float32.
     """
-    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    z = jnp.asarray(z, jnp.promote_types(z.dtype, jnp.float32))
     norm = jnp.linalg.norm(z, axis=1, keepdims=True)
     stds = jnp.std(z / jnp.maximum(norm, jnp.finfo(z.dtype).tiny), axis=0)
     return stds.mean() * math.sqrt(z.shape[1])
 
 
-def rankme(z: Float[Array, "n d"]) -> Float[Array, ""]:
+def rankme(z: Float[Array | np.ndarray, "n d"]) -> Float[Array, ""]:
     """Effective rank of the outputs: RankMe, arXiv:2210.02885.
 
     exp of the entropy of the singular values divided by their sum. The paper takes 25,600 images
@@ -38,7 +39,7 @@ def rankme(z: Float[Array, "n d"]) -> Float[Array, ""]:
     Returns:
       scalar in [1, min(n, d)]; 0 where all outputs are zero; at least float32.
     """
-    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    z = jnp.asarray(z, jnp.promote_types(z.dtype, jnp.float32))
     values = jnp.linalg.svd(z, compute_uv=False)
     total = values.sum()
     shares = values / jnp.maximum(total, jnp.finfo(z.dtype).tiny)

@@ -245,23 +245,18 @@ TRUST_FORMULAS: dict[str, Callable[[Norms], Float[Array, ""]]] = {
 }
 
 
-def _trust_ratio(
-    config: ConfigDict,
-    g: Float[Array, "*s"],
-    decayed: Float[Array, "*s"],
-    w: Float[Array, "*s"],
-    decay: Scalar,
-    rate: Scalar,
-) -> Float[Array, ""]:
-    norms = [jnp.linalg.norm(jnp.ravel(_wide(x))) for x in (w, g, decayed)]
-    degenerate = (norms[0] == 0.0) | (norms[1] == 0.0) | (norms[2] == 0.0)
-    weight, gradient, sum_norm = (jnp.where(degenerate, 1.0, norm) for norm in norms)
+def _norm(x: Float[Array, "*s"]) -> Float[Array, ""]:
+    return jnp.linalg.norm(jnp.ravel(_wide(x)))
+
+
+def _trust_ratio(config: ConfigDict, norms: Norms, rate: Scalar) -> Float[Array, ""]:
+    zero = (norms.weight == 0.0) | (norms.gradient == 0.0) | (norms.decayed == 0.0)
     formula = TRUST_FORMULAS[config.trust_formula]
-    ratio = config.trust_coefficient * formula(Norms(weight, gradient, sum_norm, decay))
+    ratio = config.trust_coefficient * formula(norms)
     if config.clip_trust:
         # A rate of 0 makes no step whatever the ratio, as long as the ratio is finite.
         ratio = jnp.minimum(ratio / jnp.maximum(rate, 1e-30), 1.0)
-    return jnp.where(degenerate, 1.0, ratio)
+    return jnp.where(zero, 1.0, ratio)
 
 
 def _lars(
@@ -275,7 +270,7 @@ def _lars(
     The two differ as soon as lr moves. `clip_trust`: r = min(r / lr, 1) (solo-learn, apex).
     """
     momentum = optax.trace(config.momentum)
-    formula = choose("optimizer.trust_formula", config.trust_formula, TRUST_FORMULAS)
+    choose("optimizer.trust_formula", config.trust_formula, TRUST_FORMULAS)
 
     def update(
         grads: Any, state: Any, params: Any, *, learning_rate: Scalar, weight_decay: Scalar
@@ -285,7 +280,8 @@ def _lars(
             rate = learning_rate * group.learning_rate
             decayed = _wide(g) + decay * w
             if group.trust:
-                decayed = decayed * _trust_ratio(config, g, decayed, w, decay, rate)
+                norms = Norms(_norm(w), _norm(g), _norm(decayed), decay)
+                decayed = decayed * _trust_ratio(config, norms, rate)
             return decayed * rate if config.lr_in_momentum else decayed
 
         def step(group: ParameterGroup, v: Array, w: Array) -> Array:

@@ -49,16 +49,14 @@ def evaluate(source, *, batch_size=16, process=(0, 1), **options):
 
 
 def flat(batch):
-    return {**batch, **batch["targets"], "targets": None}
+    """A batch with its targets beside the rest."""
+    return {**{key: batch[key] for key in batch if key != "targets"}, **batch["targets"]}
 
 
 def join(batches):
     """Batches one after the other, as one."""
-    return {
-        key: np.concatenate([flat(batch)[key] for batch in batches])
-        for key in flat(batches[0])
-        if key != "targets"
-    }
+    flattened = [flat(batch) for batch in batches]
+    return {key: np.concatenate([batch[key] for batch in flattened]) for key in flattened[0]}
 
 
 def assert_equal(left, right):

@@ -35,14 +35,14 @@ LARS = {
     "name": "lars",
     "momentum": 0.9,
     "trust_coefficient": 0.02,
-    "trust_formula": "simclr",
+    "trust_formula": "norm_of_sum",
     "lr_in_momentum": True,
-    "clip_lr": False,
+    "clip_trust": False,
 }
 OPTIMIZERS["lars_simclr"] = LARS
-OPTIMIZERS["lars_fair"] = {**LARS, "trust_formula": "fair", "lr_in_momentum": False}
-OPTIMIZERS["lars_solo"] = {**LARS, "trust_formula": "solo", "lr_in_momentum": False}
-OPTIMIZERS["lars_solo_clip"] = {**OPTIMIZERS["lars_solo"], "clip_lr": True}
+OPTIMIZERS["lars_fair"] = {**LARS, "lr_in_momentum": False}
+OPTIMIZERS["lars_solo"] = {**OPTIMIZERS["lars_fair"], "trust_formula": "sum_of_norms"}
+OPTIMIZERS["lars_solo_clip"] = {**OPTIMIZERS["lars_solo"], "clip_trust": True}
 
 
 def config(settings, groups=EXCLUDE_BIAS_AND_NORM):
@@ -63,13 +63,17 @@ def parameters(dtype=np.float64, seed=0):
     }
 
 
+def device(tree):
+    return jax.tree.map(jnp.asarray, tree)
+
+
 def gradients(step, dtype=np.float64):
     # Steps differ in size too, so that a wrong norm shows.
     return jax.tree.map(lambda g: (step + 1) * g, parameters(dtype, seed=100 + step))
 
 
-def run(settings, groups=EXCLUDE_BIAS_AND_NORM, rates=RATES, dtype=np.float64, params=None):
-    params = parameters(dtype) if params is None else params
+def run(settings, groups=EXCLUDE_BIAS_AND_NORM, rates=RATES, dtype=np.float64):
+    params = device(parameters(dtype))
     optimizer = make_optimizer(config(settings, groups), params)
     state = optimizer.init(params)
 
@@ -92,11 +96,11 @@ def trust_ratio(s, w, g, decay, lr):
     if s["name"] != "lars" or not np.any(w) or not np.any(g):
         return 1.0
     norm = np.linalg.norm
-    if s["trust_formula"] == "solo":
+    if s["trust_formula"] == "sum_of_norms":
         ratio = s["trust_coefficient"] * norm(w) / (norm(g) + decay * norm(w) + 1e-8)
     else:
         ratio = s["trust_coefficient"] * norm(w) / norm(g + decay * w)
-    if s["clip_lr"]:
+    if s["clip_trust"]:
         return min(ratio / lr, 1.0) if lr > 0 else 1.0
     return ratio
 
@@ -148,8 +152,6 @@ def test_several_steps_follow_the_rule(name):
 def test_the_reference_rules_differ_where_recipes_do():
     """Each pair of rules must be told apart by the trajectory above, or it would prove nothing."""
     kernels = {name: expected(settings)[0] for name, settings in OPTIMIZERS.items()}
-    kernels["lars_fair_inside"] = expected({**OPTIMIZERS["lars_fair"], "lr_in_momentum": True})[0]
-    np.testing.assert_array_equal(kernels.pop("lars_fair_inside"), kernels["lars_simclr"])
     names = list(kernels)
     for i, a in enumerate(names):
         for b in names[:i]:
@@ -183,7 +185,7 @@ def test_sgd_agrees_with_optax_where_the_two_are_the_same():
 @pytest.mark.parametrize("name", ["lars_simclr", "lars_fair", "lars_solo", "lars_solo_clip"])
 def test_a_zero_norm_gives_a_trust_ratio_of_one(name):
     s = {**OPTIMIZERS[name], "lr_in_momentum": False}
-    kernel = np.ones((2, 2), np.float32)
+    kernel = jnp.ones((2, 2))
     for w, g in [(0 * kernel, kernel), (kernel, 0 * kernel), (0 * kernel, 0 * kernel)]:
         params = {"a": {"kernel": w}}
         optimizer = make_optimizer(config(s, DECAY_ALL), params)
@@ -198,11 +200,11 @@ def test_a_zero_norm_gives_a_trust_ratio_of_one(name):
 
 
 def test_lars_step_does_not_depend_on_the_scale_of_the_gradient_except_where_excluded():
-    params = parameters(np.float32)
+    params = device(parameters(np.float32))
     optimizer = make_optimizer(config(LARS), params)
 
     def update(scale):
-        grads = jax.tree.map(lambda g: scale * g, gradients(0, np.float32))
+        grads = jax.tree.map(lambda g: scale * g, device(gradients(0, np.float32)))
         rates = {"learning_rate": jnp.float32(0.1), "weight_decay": jnp.float32(0.0)}
         return optimizer.update(grads, optimizer.init(params), params, **rates)[0]
 
@@ -288,11 +290,11 @@ def test_description_counts_arrays_and_numbers():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(UserError, match=r"optimizer.name is 'adam'; choose one of 'sgd'"):
+    with pytest.raises(UserError, match=r"name='adam' is unknown: choose one of adamw, lars"):
         make_optimizer(config({"name": "adam"}), parameters())
-    with pytest.raises(UserError, match="trust_formula is 'apex'"):
+    with pytest.raises(UserError, match="trust_formula='apex'"):
         make_optimizer(config({**LARS, "trust_formula": "apex"}), parameters())
-    with pytest.raises(UserError, match="scaling is 'cube'"):
+    with pytest.raises(UserError, match="scaling='cube'"):
         peak_learning_rate(0.1, 256, "cube")
 
 
@@ -320,15 +322,11 @@ def schedule(steps_per_epoch=10.0, **changes):
 
 
 def test_warm_up_then_cosine_at_its_key_points():
-    factor = jax.jit(schedule())
-    middle = 25 + 175 / 2
-    for step, value in [(0, 0.0), (5, 0.2), (25, 1.0), (200, 0.1), (500, 0.1)]:
+    factor = jax.jit(schedule(epochs=20.5))  # warm-up in steps 0 .. 25, decay to 205
+    for step, value in [(0, 0.0), (5, 0.2), (25, 1.0), (115, 0.55), (205, 0.1), (500, 0.1)]:
         np.testing.assert_allclose(factor(step), value, atol=1e-6)
-    np.testing.assert_allclose(factor(middle), 0.55, atol=1e-6)
-    np.testing.assert_allclose(
-        factor(60), 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * 35 / 175)), rtol=1e-6
-    )
-    all_steps = jax.vmap(factor)(jnp.arange(201))
+    np.testing.assert_allclose(factor(85), 0.1 + 0.9 * 0.5 * (1 + 0.5), rtol=1e-6)  # cos(pi / 3)
+    all_steps = jax.vmap(factor)(jnp.arange(206))
     assert np.all(np.diff(all_steps[:26]) > 0)
     assert np.all(np.diff(all_steps[25:]) < 0)
 
@@ -356,16 +354,17 @@ def test_impossible_schedules_are_refused():
         schedule(warmup_epochs=20.0)
     with pytest.raises(UserError, match=r"final is 1.5"):
         schedule(final=1.5)
-    with pytest.raises(UserError, match=r"schedule.decay is 'steps'"):
+    with pytest.raises(UserError, match=r"schedule.decay='steps'"):
         schedule(decay="steps")
-    with pytest.raises(UserError, match=r"schedule.granularity is 'day'"):
+    with pytest.raises(UserError, match=r"schedule.granularity='day'"):
         schedule(granularity="day")
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_population_over_learning_rate_and_decay_is_its_members_alone(name):
-    params = parameters(np.float32)
+    params = device(parameters(np.float32))
     optimizer = make_optimizer(config(OPTIMIZERS[name]), params)
+    grads = [device(gradients(k, np.float32)) for k in range(3)]
     factor = schedule(warmup_epochs=0.2)
 
     def train(base, weight_decay):
@@ -373,7 +372,7 @@ def test_a_population_over_learning_rate_and_decay_is_its_members_alone(name):
         for k in range(3):
             rate = peak_learning_rate(base, 64, "sqrt") * factor(k + 1)
             updates, state = optimizer.update(
-                gradients(k, np.float32), state, w, learning_rate=rate, weight_decay=weight_decay
+                grads[k], state, w, learning_rate=rate, weight_decay=weight_decay
             )
             w = optax.apply_updates(w, updates)
         return w

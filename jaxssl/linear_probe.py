@@ -1,0 +1,195 @@
+"""Probes a checkpoint: ``python -m jaxssl.linear_probe --run DIR [--step N] [--baselines]``.
+
+checkpoint -> frozen encoder -> features -> linear classifiers -> accuracy on the test split. Reads
+the run's ``config.json`` and the encoder's leaves of one checkpoint, nothing else; whatever is
+chosen is chosen on the validation split. Writes ``evaluations/linear_probe-<step>/card.json``.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+from jaxssl import cli, distributed
+from jaxssl.checkpoint import CheckpointReader
+from jaxssl.data.examples import Source
+from jaxssl.data.sources import load
+from jaxssl.errors import UserError
+from jaxssl.evaluation import probe
+from jaxssl.evaluation.features import FeatureSet, extract
+from jaxssl.evaluation.frozen import Network, fresh_encoder, raw_pixels, restored_encoder
+from jaxssl.metrics.knn import knn_accuracy
+from jaxssl.reporting import print_table, results_table
+from jaxssl.run_directory import read_config, run_info, write_json
+
+Scores = dict[str, Any]
+
+
+def linear_probe(
+    run: pathlib.Path, step: int | None, settings: ConfigDict, baselines: bool
+) -> tuple[dict[str, Any], pathlib.Path]:
+    """Probes the encoder of a checkpoint and writes the card.
+
+    Args:
+      run: directory of a pretraining run.
+      step: which checkpoint; None: the newest sound one.
+      settings: see `jaxssl.evaluation.probe.default_config`.
+      baselines: also probe the encoder as it was before training, and raw pixels.
+
+    Returns:
+      The card, for each network its accuracies on the test split, all in [0, 1], and what was
+      chosen; and the file it was written to.
+
+    Raises:
+      UserError: for whatever the user can mend.
+    """
+    config = read_config(run)
+    mesh = distributed.data_mesh()
+    splits = {name: load(config.data, name) for name in ("train", "validation", "test")}
+    if splits["train"].num_classes is None:
+        raise UserError(f"{config.data.name} has no labels: a linear probe needs a labelled set.")
+    channels = splits["train"].image_shape[2]
+    encoder, step = restored_encoder(
+        CheckpointReader(run / "checkpoints"), step, config, channels, mesh
+    )
+    networks: dict[str, Network] = {"trained": encoder}
+    if baselines:
+        networks["untrained"] = fresh_encoder(config, channels, mesh)
+        networks["pixels"] = raw_pixels(config)
+
+    before = encoder.digest()
+    results = {
+        name: probe_network(network, splits, settings, config.monitor.protocol, mesh)
+        for name, network in networks.items()
+    }
+    after = encoder.digest()
+    if before != after:
+        raise RuntimeError("probing changed the encoder: this is a bug, please report it.")
+    card = {
+        "program": "linear_probe",
+        "run": str(run),
+        "step": step,
+        "settings": settings.to_dict(),
+        "knn_protocol": config.monitor.protocol,
+        "examples": {name: len(source) for name, source in splits.items()},
+        "encoder_sha256": {"before": before, "after": after},
+        "results": results,
+        **run_info(),
+    }
+    path = run / "evaluations" / f"linear_probe-{step}" / "card.json"
+    if jax.process_index() == 0:
+        write_json(path, card)
+    return card, path
+
+
+def probe_network(
+    network: Network, splits: Mapping[str, Source], settings: ConfigDict, protocol: str, mesh: Mesh
+) -> Scores:
+    """Every accuracy of one frozen network on the test split.
+
+    Returns:
+      ``sgd`` (the published protocol), ``lbfgs`` (all labels) and ``lbfgs_few`` (the first
+      ``settings.labels_per_class`` of each class): top-1, top-5 and what was chosen; ``knn``.
+    """
+    batch_size = settings.feature_batch_size
+    clean = {
+        name: extract(network.clean(), source, mesh=mesh, batch_size=batch_size)
+        for name, source in splits.items()
+    }
+    train = clean["train"]
+    num_classes = int(train.labels.max()) + 1
+    few = probe.per_class_subset(train.labels, settings.labels_per_class)
+    scores: Scores = {
+        "lbfgs": _lbfgs(train, clean, num_classes, settings.lbfgs),
+        "lbfgs_few": _lbfgs(
+            FeatureSet(train.features[few], train.labels[few]),
+            clean,
+            num_classes,
+            settings.lbfgs,
+        ),
+        "knn": knn_accuracy(
+            train.features,
+            train.labels,
+            clean["test"].features,
+            clean["test"].labels,
+            protocol=protocol,
+        ),
+    }
+    if settings.sgd.epochs:
+
+        def augmented(epoch: int) -> tuple[Any, Any]:
+            fresh = extract(
+                network.cropped(settings.seed, epoch),
+                splits["train"],
+                mesh=mesh,
+                batch_size=batch_size,
+            )
+            return fresh.features, fresh.labels
+
+        fitted = probe.fit_sgd(augmented, num_classes, seed=settings.seed, **settings.sgd)
+        scores["sgd"] = _score(fitted, clean["test"])
+    return scores
+
+
+def _lbfgs(
+    train: FeatureSet, clean: Mapping[str, FeatureSet], num_classes: int, settings: ConfigDict
+) -> Scores:
+    limits = {"max_iterations": settings.max_iterations, "tolerance": settings.tolerance}
+    held_out = clean["validation"]
+    l2, tried = probe.select_l2(
+        (train.features, train.labels),
+        (held_out.features, held_out.labels),
+        num_classes,
+        grid=settings.l2_grid,
+        **limits,
+    )
+    fit = probe.fit_lbfgs(train.features, train.labels, num_classes, l2=l2, **limits)
+    return _score(fit.classifier, clean["test"]) | {
+        "l2": l2,
+        "validation_top1": {str(candidate): accuracy for candidate, accuracy in tried.items()},
+        "iterations": fit.iterations,
+        "gradient": fit.gradient,
+    }
+
+
+def _score(classifier: probe.LinearClassifier, test: FeatureSet) -> Scores:
+    accuracies = probe.topk_accuracy(classifier.logits(test.features), test.labels)
+    return {f"top{k}": accuracy for k, accuracy in accuracies.items()}
+
+
+def print_card(card: Mapping[str, Any]) -> None:
+    """The card's accuracies as a table."""
+    few = card["settings"]["labels_per_class"]
+    rows = [
+        (
+            name,
+            scores["lbfgs"]["top1"],
+            scores["lbfgs_few"]["top1"],
+            scores["knn"],
+            scores["sgd"]["top1"] if "sgd" in scores else None,
+        )
+        for name, scores in card["results"].items()
+    ]
+    columns = ("encoder", "linear, all labels", f"linear, {few} a class", "kNN", "linear, SGD")
+    title = f"Top-1 on {card['examples']['test']:,} test images, step {card['step']}"
+    print_table(results_table(rows, columns, title))
+
+
+def _main(values: flags.FlagValues) -> None:
+    run = pathlib.Path(values.run)
+    card, path = linear_probe(run, values.step, values.probe, values.baselines)
+    if jax.process_index() == 0:
+        print_card(card)
+        print(f"card: {path}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("run", None, "Directory of a pretraining run.", required=True)
+    flags.DEFINE_integer("step", None, "Checkpoint to probe; the newest sound one if not given.")
+    flags.DEFINE_bool("baselines", False, "Also probe the untrained encoder and raw pixels.")
+    config_flags.DEFINE_config_dict("probe", probe.default_config(), "Settings, --probe.key=value.")
+    cli.launch(_main)

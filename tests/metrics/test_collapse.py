@@ -1,0 +1,73 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxssl.metrics.collapse import feature_std, rankme
+
+
+def sphere(n, d, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, d))
+
+
+def reference_std(z):
+    z = np.float64(z) / np.linalg.norm(z, axis=1, keepdims=True)
+    return np.sqrt(z.shape[1]) * z.std(axis=0).mean()
+
+
+def reference_rankme(z):
+    values = np.linalg.svd(np.float64(z), compute_uv=False)
+    shares = values / values.sum()
+    return np.exp(-sum(p * np.log(p) for p in shares if p > 0))
+
+
+@pytest.mark.parametrize(("n", "d"), [(50, 8), (7, 32)])
+def test_formulas(n, d):
+    z = np.float32(3 * sphere(n, d) + 0.7)
+    np.testing.assert_allclose(feature_std(z), reference_std(z), rtol=2e-6)
+    np.testing.assert_allclose(rankme(z), reference_rankme(z), rtol=2e-5)
+    with jax.enable_x64(True):
+        z = jnp.asarray(z, jnp.float64)
+        assert feature_std(z).dtype == rankme(z).dtype == jnp.float64
+        np.testing.assert_allclose(feature_std(z), reference_std(z), rtol=1e-13)
+        np.testing.assert_allclose(rankme(z), reference_rankme(z), rtol=1e-11)
+
+
+def test_half_precision_is_computed_in_float32():
+    z = jnp.asarray(sphere(40, 16), jnp.bfloat16)
+    assert feature_std(z).dtype == rankme(z).dtype == jnp.float32
+    np.testing.assert_allclose(feature_std(z), reference_std(np.asarray(z, np.float32)), rtol=2e-6)
+
+
+def test_closed_forms():
+    # 1 for an even spread: all signed axes, each component with variance 1/d
+    axes = np.float32(np.concatenate([np.eye(6), -np.eye(6)]))
+    np.testing.assert_allclose(feature_std(axes), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(feature_std(5 * axes), 1.0, rtol=1e-6)
+    # only the length differs: collapsed
+    np.testing.assert_allclose(
+        feature_std(np.arange(1.0, 9, dtype=np.float32)[:, None] * axes[:1]), 0
+    )
+    np.testing.assert_allclose(rankme(axes), 6.0, rtol=1e-6)
+    orthogonal = np.diag(np.float32([3, 1, 1, 1, 0, 0]))
+    shares = np.array([3, 1, 1, 1]) / 6
+    np.testing.assert_allclose(
+        rankme(orthogonal), np.exp(-(shares * np.log(shares)).sum()), rtol=1e-6
+    )
+
+
+def test_collapse_is_told_from_none():
+    spread = np.float32(sphere(2000, 32))
+    assert feature_std(spread) > 0.98
+    assert rankme(spread) > 31
+    shifted = np.float32(0.01 * spread + 1)
+    assert feature_std(shifted) < 0.02
+    plane = np.float32(sphere(2000, 2) @ sphere(2, 32, seed=1))
+    assert rankme(plane) < 2.001
+    assert feature_std(plane) > 0.8  # what the standard deviation does not see
+
+
+def test_all_zero_is_no_nan():
+    zero = np.zeros((4, 3), np.float32)
+    assert feature_std(zero) == 0
+    assert rankme(zero) == 0
