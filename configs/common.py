@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxssl.augment.views import PRESETS
+from jaxssl.augment.views import Augmentation
 from jaxssl.errors import UserError
 from jaxssl.training.optim import DECAY_ALL, EXCLUDE_BIAS_AND_NORM
 
@@ -66,14 +66,14 @@ def data_group() -> ConfigDict:
     return data
 
 
-def view_group(preset: str, size: int) -> ConfigDict:
-    """The views of a preset, every number open to a change: groups view1, view2 ...
+def view_group(augmentations: tuple[Augmentation, ...]) -> ConfigDict:
+    """Groups view1, view2 ... of a preset or of one's own, every number open to a change.
 
     The leaves and their units are those of `jaxssl.augment.views.Augmentation`.
     """
     views = ConfigDict({"policy": "multi_view"})
-    for number, view in enumerate(PRESETS[preset](size), 1):
-        views[f"view{number}"] = ConfigDict(dataclasses.asdict(view))
+    for number, augmentation in enumerate(augmentations, 1):
+        views[f"view{number}"] = ConfigDict(dataclasses.asdict(augmentation))
     return views
 
 

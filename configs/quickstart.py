@@ -9,11 +9,9 @@ Cost and expected numbers: see "What to expect" in the README.
 Arguments: size (views, pixels), epochs, seed.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
-from configs.common import arguments, base_config
+from configs.common import arguments, base_config, view_group
 from jaxssl.augment.views import Augmentation
 
 
@@ -26,8 +24,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.image_size = 8
     config.schedule.epochs = given.epochs
     config.schedule.warmup_epochs = 5.0
-    view = dataclasses.asdict(Augmentation(size=given.size, crop_scale=(0.4, 1.0), flip_p=0.0))
-    config.views = ConfigDict({"policy": "multi_view", "view1": view, "view2": view})
+    view = Augmentation(size=given.size, crop_scale=(0.4, 1.0), flip_p=0.0)
+    config.views = view_group((view, view))
     encoder = config.encoder = ConfigDict()
     encoder.name = "convn"  # the small net of the MNIST experiments of arXiv:2011.02803
     encoder.image_size = given.size  # side of the views, pixels

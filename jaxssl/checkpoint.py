@@ -269,7 +269,7 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
         if name in named:
             raise ValueError(f"Two leaves of the state are called {name}.")
         if isinstance(leaf, bool | int | float | np.generic):
-            leaf = np.asarray(leaf, dtype=jax.dtypes.canonicalize_dtype(np.result_type(leaf)))
+            leaf = np.asarray(leaf, dtype=jnp.result_type(leaf))
         named[name] = leaf
     return named
 

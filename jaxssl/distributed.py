@@ -4,6 +4,7 @@ One mesh axis, ``data``. Batches are global arrays sharded over it, everything e
 and the step is one ``jax.jit``: XLA places the collectives.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +18,20 @@ DATA_AXIS = "data"
 
 
 def initialize() -> None:
-    """Joins the processes of one job; reads Cloud TPU, GKE, Slurm or Open MPI's environment.
+    """Joins the processes of one job; must run before anything asks for a device.
 
-    Must run before anything asks for a device.
+    On Cloud TPU, GKE, Slurm and under Open MPI the environment says who the others are; elsewhere
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID do, as
+    launch/local.py sets them.
     """
-    jax.distributed.initialize()
+    if "JAX_PROCESS_ID" in os.environ:
+        jax.distributed.initialize(
+            os.environ["JAX_COORDINATOR_ADDRESS"],
+            int(os.environ["JAX_NUM_PROCESSES"]),
+            int(os.environ["JAX_PROCESS_ID"]),
+        )
+    else:
+        jax.distributed.initialize()
 
 
 def data_mesh(num_devices: int = 0) -> Mesh:

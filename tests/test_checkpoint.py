@@ -1,6 +1,7 @@
 import dataclasses
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -375,6 +376,57 @@ def test_no_room_is_one_sentence_and_the_earlier_checkpoint_stays(tmp_path):
     with Checkpoints(tmp_path, 1, 0) as checkpoints:
         checkpoints.save(2, expected)
     assert [path.name for path in tmp_path.iterdir()] == ["2"]
+
+
+PAIR = """
+import sys, jax, numpy as np, jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+process, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
+from jaxssl.checkpoint import Checkpoints
+mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
+rows = NamedSharding(mesh, PartitionSpec("data"))
+make = jax.jit(lambda k: {"queue": jnp.arange(32.0).reshape(8, 4) * k}, out_shardings=rows)
+with Checkpoints(directory, keep_last=2, keep_every=0) as checkpoints:
+    for step in (1, 2, 3):
+        checkpoints.save(step, make(step))
+if process == 0:
+    with open(f"{directory}/3/leaves.json", "a") as file:
+        file.write(" ")
+multihost_utils.sync_global_devices("damaged")
+with Checkpoints(directory, keep_last=2, keep_every=0) as checkpoints:
+    step, state = checkpoints.restore(make(0))
+    assert step == 2
+    for shard in state["queue"].addressable_shards:
+        expected = np.arange(32.0).reshape(8, 4)[shard.index] * 2
+        np.testing.assert_array_equal(shard.data, expected)
+    assert len(state["queue"].addressable_shards) == 2
+    checkpoints.save(3, make(3))
+"""
+
+
+def test_two_processes_save_and_restore_their_shards(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", PAIR, str(process), port, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    for child in children:
+        said, _ = child.communicate(timeout=120)
+        assert child.returncode == 0, said[-3000:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "3.damaged"]
+    _, state = CheckpointReader(tmp_path).restore({"queue": jnp.zeros((8, 4))})
+    np.testing.assert_array_equal(state["queue"], np.arange(32.0).reshape(8, 4) * 3)
 
 
 def test_the_same_name_twice_is_refused(tmp_path):

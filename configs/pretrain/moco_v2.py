@@ -18,6 +18,7 @@ Arguments: dataset, batch, epochs, width, size (views, pixels), queue, symmetric
 from ml_collections import ConfigDict
 
 from configs.common import arguments, base_config, view_group
+from jaxssl.augment.views import moco_cifar
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -36,7 +37,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.name = given.dataset
     config.schedule.epochs = given.epochs
     config.schedule.granularity = "epoch_from_one"
-    config.views = view_group("moco_cifar", given.size)
+    config.views = view_group(moco_cifar(given.size))
     config.normalize.mean = (0.4914, 0.4822, 0.4465)
     config.normalize.std = (0.2023, 0.1994, 0.2010)
     config.encoder.width = given.width

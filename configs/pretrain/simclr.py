@@ -15,6 +15,7 @@ Arguments: dataset, batch, epochs, width, size (views, pixels).
 from ml_collections import ConfigDict
 
 from configs.common import arguments, base_config, view_group
+from jaxssl.augment.views import simclr_cifar
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -23,7 +24,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.batch_size = given.batch
     config.data.name = given.dataset
     config.schedule.epochs = given.epochs
-    config.views = view_group("simclr_cifar", given.size)
+    config.views = view_group(simclr_cifar(given.size))
     config.encoder.width = given.width
     config.optimizer.scaling = "linear"
     config.hyper.learning_rate = 0.12  # at 256: .06 at 128

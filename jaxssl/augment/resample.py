@@ -19,6 +19,8 @@ _SUPPORT: dict[str, int] = {"bilinear": 1, "bicubic": 2}
 # A box edge this close to a pixel's edge (pixels) lies on it: float32 boxes that were meant to be
 # whole, or to touch, must not reach one pixel further.
 _EDGE_TOLERANCE = 1e-3
+# Random fractional boxes are whole multiples of 1 / GRID pixel.
+GRID = 128
 
 
 def resized_crop(
@@ -77,22 +79,22 @@ def _taps(
     """The input pixels that each output pixel of one axis reads, and their weights."""
     support = _SUPPORT[filter]
     # The largest box is the image, so this many pixels suffice under any box.
-    widest = max(length, size) if antialias else size
-    k = min(math.ceil(2 * support * widest / size), length)
-    scale = (stop - start) / size
-    stretch = jnp.maximum(scale, 1.0) if antialias else jnp.ones_like(scale)
+    k = min(math.ceil(2 * support * (max(length / size, 1) if antialias else 1)), length)
     # The outermost pixels that the box overlaps; never fewer than one.
     first = jnp.clip(jnp.floor(start + _EDGE_TOLERANCE), 0, length - 1)
     last = jnp.clip(jnp.ceil(stop - _EDGE_TOLERANCE) - 1, first, length - 1)
 
-    centre = start + (jnp.arange(size) + 0.5) * scale
-    # Pixel j has its centre at j + 1/2; taps start at the first one within the filter's reach, or
-    # where k taps end with the box's last pixel, so that none is wasted at the border.
-    reach = jnp.ceil(centre - support * stretch - 0.5)
-    reach = jnp.clip(reach, first, jnp.maximum(last - k + 1, first))
-    pixels = reach[:, None] + jnp.arange(k)
-    weights = _KERNELS[filter]((pixels + 0.5 - centre[:, None]) / stretch)
-    weights = jnp.where(pixels <= last, weights, 0.0)
+    # Lengths in units of 1 / (2 size) pixel, in which all but the division is exact for boxes on a
+    # grid of 1 / GRID pixel: the weights must not depend on how XLA rounds for another batch.
+    side = stop - start
+    stretched = jnp.maximum(side, size) if antialias else jnp.full_like(side, size)
+    centre = 2 * size * start + (2 * jnp.arange(size) + 1) * side
+    # Taps start at the first pixel within the filter's reach, or where k of them end with the last.
+    reached = jnp.ceil((centre - 2 * support * stretched - size) / (2 * size))
+    reached = jnp.clip(reached, first, jnp.maximum(last - k + 1, first))
+    pixels = reached[:, None] + jnp.arange(k)
+    distance = ((2 * pixels + 1) * size - centre[:, None]) / (2 * stretched)
+    weights = jnp.where(pixels <= last, _KERNELS[filter](distance), 0.0)
     weights = weights / jnp.sum(weights, axis=1, keepdims=True)
     return jnp.minimum(pixels, last).astype(jnp.int32), weights
 
@@ -135,13 +137,17 @@ def random_crop_box(
       scale: smallest and largest area of the box as a fraction of the image's, in (0, 1].
       ratio: smallest and largest width / height.
       attempts: how many draws are made.
-      subpixel: keep fractional boxes; otherwise sides and corners are whole pixels, as
+      subpixel: sides and corners are multiples of 1 / `GRID` pixel; otherwise whole pixels, as
         torchvision's are.
 
     Returns:
       (y0, x0, y1, x1), float32, pixels, inside the image.
     """
-    rounded = (lambda x: x) if subpixel else jnp.round
+    grid = GRID if subpixel else 1
+
+    def rounded(x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return jnp.round(x * grid) / grid
+
     draws = jax.random.uniform(key, (attempts + 1, 2), dtype=jnp.float32)
     shape, place = draws[:attempts], draws[attempts]
 
@@ -153,13 +159,17 @@ def random_crop_box(
     fits = jnp.all((sides > 0) & (sides <= image), axis=1)
     side = sides[jnp.argmax(fits)]
     room = image - side
-    corner = place * room if subpixel else jnp.minimum(jnp.floor(place * (room + 1)), room)
+    # floor(u (n + 1)), as torchvision's randint: each of the n + 1 corners is equally likely.
+    corner = jnp.minimum(jnp.floor(place * (room * grid + 1)) / grid, room)
 
-    central = (min(height, width / ratio[0]), min(width, height * ratio[1]))
-    margin = ((height - central[0]) / 2, (width - central[1]) / 2)
-    if not subpixel:
-        central = (round(central[0]), round(central[1]))
-        margin = ((height - central[0]) // 2, (width - central[1]) // 2)
+    central = [
+        round(grid * longest) / grid
+        for longest in (min(height, width / ratio[0]), min(width, height * ratio[1]))
+    ]
+    margin = [
+        grid * (full - part) // 2 / grid
+        for full, part in zip((height, width), central, strict=True)
+    ]
     any_fits = jnp.any(fits)
     side = jnp.where(any_fits, side, jnp.array(central, dtype=jnp.float32))
     corner = jnp.where(any_fits, corner, jnp.array(margin, dtype=jnp.float32))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt, UInt8
+from ml_collections import ConfigDict
 
 from jaxssl.augment import ops
 from jaxssl.augment.resample import Filter, random_crop_box, resized_crop
@@ -390,7 +391,7 @@ PRESETS: dict[str, Callable[[int], tuple[Augmentation, ...]]] = {
 
 
 def make_policy(
-    views: Mapping[str, Any], normalization: Mapping[str, Any], split: Split
+    views: ConfigDict, normalization: ConfigDict, split: Split
 ) -> Callable[[Mapping[str, Any], UInt[Array, ""] | int], Views]:
     """The policy that a config's ``views`` and ``normalize`` groups describe.
 

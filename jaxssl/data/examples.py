@@ -6,9 +6,11 @@ row number in the original split as its publisher made it, which survives every 
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import io
 import os
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -235,7 +237,8 @@ class TfdsSource(_Examples):
 
     def gather(self, rows: Rows, epochs: Rows | None = None) -> Batch:
         """See `Source.gather`."""
-        examples = self.records.__getitems__([int(p) for p in self.positions[rows]])
+        with whole_files(self.name):
+            examples = self.records.__getitems__([int(p) for p in self.positions[rows]])
         where = f"record {{}} of {self.name}"
         pairs = [
             _decode(example["image"], self.image_shape, where.format(position))
@@ -247,6 +250,17 @@ class TfdsSource(_Examples):
             targets["label"] = _check_labels(labels, self.num_classes, self.name)
         images, sizes = (np.stack(parts) for parts in zip(*pairs, strict=True))
         return self._batch(rows, epochs, images, sizes, targets)
+
+
+@contextlib.contextmanager
+def whole_files(name: str) -> Iterator[None]:
+    """Turns what the record reader says of a missing, cut or changed file into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(
+            f"the files of TFDS set {name!r} are incomplete or damaged ({error}): prepare it again."
+        ) from error
 
 
 def _check_labels(labels: np.ndarray, num_classes: int | None, name: str) -> np.ndarray:
@@ -268,18 +282,21 @@ def resize(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
     has the target's aspect ratio. The filter widens with the scale (antialiasing).
     """
     scale = min(image.height / height, image.width / width)
-    left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
-    box = (left, top, left + width * scale, top + height * scale)
+    # Without the minimum a rounding error may put the box outside the image, which Pillow refuses.
+    cropped_width = min(width * scale, image.width)
+    cropped_height = min(height * scale, image.height)
+    left, top = (image.width - cropped_width) / 2, (image.height - cropped_height) / 2
+    box = (left, top, left + cropped_width, top + cropped_height)
     return image.resize((width, height), PIL.Image.Resampling.BICUBIC, box=box)
 
 
 def _decode(
-    encoded: str | bytes | np.ndarray, shape: tuple[int, int, int], where: str
+    encoded: str | bytes | np.ndarray | None, shape: tuple[int, int, int], where: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """An image of the canonical shape, and its (height, width) before.
 
     Args:
-      encoded: path of an image file, its bytes, or the pixels.
+      encoded: path of an image file, its bytes, or the pixels; None: a record cut short.
       shape: canonical (H, W, C).
       where: what to call the image if it cannot be read.
     """
@@ -294,7 +311,9 @@ def _decode(
     return np.asarray(image).reshape(height, width, channels), size
 
 
-def _open(encoded: str | bytes | np.ndarray) -> PIL.Image.Image:
+def _open(encoded: str | bytes | np.ndarray | None) -> PIL.Image.Image:
+    if encoded is None:
+        raise ValueError("the record is empty")
     if isinstance(encoded, np.ndarray):
         return PIL.Image.fromarray(encoded.squeeze(-1) if encoded.shape[-1] == 1 else encoded)
     with PIL.Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:

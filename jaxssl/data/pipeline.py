@@ -249,18 +249,19 @@ def _dataset(
     if read.source.vectorised:
         # A Grain element costs about 60 us however trivial it is, so here the batch is the element.
         dataset = grain.MapDataset.range(start, stop).map(lambda k: read(blocks.entries(k)))
-        threads = min(prefetch, cores)
-        return dataset.to_iter_dataset(_read_options(threads, prefetch))
+        return dataset.to_iter_dataset(_read_options(min(prefetch, cores), prefetch))
     size = blocks.local_size
     dataset = grain.MapDataset.range(start * size, stop * size).map(
         lambda local: jax.tree.map(lambda leaf: leaf[0], read(blocks.entry(local)))
     )
-    records = dataset.to_iter_dataset(_read_options(min(prefetch, 1) * cores, prefetch * size))
+    readers = max(workers, 1)
+    threads = max(cores // readers, 1) if prefetch else 0
+    ahead = max(prefetch * size // readers, 1)
+    records = dataset.to_iter_dataset(_read_options(threads, ahead))
     if workers:
         # Grain asks absl for its own flags, which raises in a program that parses none.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        ahead = max(1, prefetch * size // workers)
         records = records.mp_prefetch(grain.MultiprocessingOptions(workers, ahead))
     return records.batch(size)
 

@@ -22,6 +22,7 @@ from jaxssl.data.examples import (
     TfdsSource,
     array_source,
     in_memory,
+    whole_files,
 )
 from jaxssl.errors import UserError
 from jaxssl.randomness import Split
@@ -256,15 +257,17 @@ def _open_tfds(config: ConfigDict, published: str) -> TfdsSource:
     # Pillow on a whole chunk of records is three times as fast as the reader's own decoding.
     encoded = isinstance(image, tfds.features.Image)
     decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
-    records = builder.as_data_source(split=published, decoders=decoders)
+    with whole_files(config.name):
+        records = builder.as_data_source(split=published, decoders=decoders)
+        size = len(records)
     return TfdsSource(
         name=config.name,
         num_classes=features["label"].num_classes if labelled else None,
         class_names=tuple(features["label"].names) if labelled else None,
         original_split=PUBLISHED[published],
-        original_size=len(records),
+        original_size=size,
         image_shape=(height, width, channels or 3),
-        positions=np.arange(len(records)),
+        positions=np.arange(size),
         records=records,
     )
 

@@ -222,8 +222,8 @@ def topk_accuracy(
 
     Args:
       logits: [N, K]; of equal logits the lower class counts as larger, NaN as larger than any.
-      labels: [N] in [0, K).
-      ks: as reported; one above K means K, so that it is always right.
+      labels: [N]; one outside [0, K) is a class that the classifier never saw: always wrong.
+      ks: as reported; one above K means K.
       mask: rows that count; None for all.
 
     Returns:
@@ -233,11 +233,13 @@ def topk_accuracy(
       ValueError: no row counts.
     """
     logits, labels = np.asarray(logits), np.asarray(labels)
-    true = np.take_along_axis(logits, labels[:, None], axis=1)
-    before = np.arange(logits.shape[1]) < labels[:, None]
+    counts = np.ones(len(labels), bool) if mask is None else np.asarray(mask)
+    known = (labels >= 0) & (labels < logits.shape[1])
+    column = np.where(known, labels, 0)[:, None]
+    true = np.take_along_axis(logits, column, axis=1)
+    before = np.arange(logits.shape[1]) < column
     ahead = ~(logits <= true) | ((logits == true) & before)
-    ahead[np.arange(len(labels)), labels] = np.isnan(true[:, 0])
-    rank = ahead.sum(axis=1)[slice(None) if mask is None else np.asarray(mask)]
+    rank = np.where(known, ahead.sum(axis=1), np.iinfo(np.int64).max)[counts]
     if rank.size == 0:
         raise ValueError("There is no row to count: an accuracy needs at least one.")
     return {k: float(np.mean(rank < k)) for k in ks}

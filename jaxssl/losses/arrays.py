@@ -93,6 +93,11 @@ def normalize(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     return x * jax.lax.rsqrt(jnp.where(nonzero, square, 1))
 
 
+def inverse(temperature: ScalarLike, like: Float[Array, "..."]) -> Float[Array, ""]:
+    """``1 / temperature`` in the dtype of ``like``."""
+    return 1 / jnp.asarray(temperature, like.dtype)
+
+
 def cosine(x: Float[Array, "*batch d"], y: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
     """Cosine of the angle between corresponding vectors."""
     return jnp.sum(normalize(x) * normalize(y), axis=-1)

@@ -37,3 +37,25 @@ def row_numbers(count: int, axis_name: AxisName) -> Int[Array, " b"]:
     """Positions in the global batch of this shard's ``count`` rows."""
     rows = jnp.arange(count)
     return rows if axis_name is None else rows + count * jax.lax.axis_index(axis_name)
+
+
+def varying_like(
+    x: Shaped[Array, "*shape"], other: Shaped[Array, "..."]
+) -> Shaped[Array, "*shape"]:
+    """``x`` as varying over the mapped axes that ``other`` varies over.
+
+    ``shard_map`` wants a loop to start from the type that it ends with.
+    """
+    axes = tuple(jax.typeof(other).vma - jax.typeof(x).vma)
+    return jax.lax.pcast(x, axes, to="varying") if axes else x
+
+
+def check_negatives(count: int, axis_name: AxisName) -> None:
+    """The global batch has two images at least: an image alone has no negative.
+
+    Raises:
+      ValueError: naming the batch.
+    """
+    batch = count * axis_size(axis_name)
+    if batch < 2:
+        raise ValueError(f"a batch of {batch} image has no negatives: give two or more.")

@@ -1,10 +1,14 @@
-"""Losses without negatives."""
+"""Losses without negatives: SimSiam's cosine, BYOL's regression, Barlow Twins.
+
+Features come un-normalised, one row a sample, and are promoted to at least float32.
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
-from jaxssl.losses.arrays import check_features, cosine
+from jaxssl.losses.arrays import check_features, cosine, promote
+from jaxssl.losses.collectives import AxisName, check_negatives, mean_over_shards
 
 
 def negative_cosine(
@@ -13,16 +17,102 @@ def negative_cosine(
     *,
     margin: ScalarLike | Float[Array, " b"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean max(-cos, -1 + margin)."""
+    """Mean of ``max(-cos(p, z), -1 + margin)``, without gradient to z.
+
+    Without a margin, SimSiam's loss (arXiv:2011.10566, Eq. 1, one direction); with one, a pair that
+    is closer than the margin asks has no gradient (Jha and Tuytelaars 2024, Eq. 1). Samples do not
+    meet one another, so a mapped caller takes ``lax.pmean`` of it.
+
+    Args:
+      p: predictions, [B, D].
+      z: targets, [B, D].
+      margin: how far short of 1 the cosine may stay, 0 to 2: one for all or one a pair, [B].
+
+    Raises:
+      ValueError: for shapes other than these.
+
+    >>> import jax.numpy as jnp
+    >>> p, z = jnp.array([[1.0, 0.0], [1.0, 0.0]]), jnp.array([[2.0, 0.0], [0.0, 2.0]])
+    >>> print(negative_cosine(p, z), negative_cosine(p, z, margin=0.5))
+    -0.5 -0.25
+    """
     check_features(p=p, z=z)
     distance = -cosine(p, jax.lax.stop_gradient(z))
     if margin is None:
         return jnp.mean(distance)
+    if jnp.shape(margin) not in ((), distance.shape):
+        raise ValueError(
+            f"margin has shape {jnp.shape(margin)}: give one number, or one a pair, "
+            f"{distance.shape}."
+        )
     floor = jnp.asarray(margin, distance.dtype) - 1
     return jnp.mean(jnp.where(distance > floor, distance, floor))
 
 
 def byol_regression(p: Float[Array, "b d"], z: Float[Array, "b d"]) -> Float[Array, ""]:
-    """Mean 2 - 2 cos."""
+    """Mean of ``2 - 2 cos(p, z)``, without gradient to z (BYOL, arXiv:2006.07733, Eq. 2).
+
+    One direction: BYOL adds the other. Samples do not meet one another, so a mapped caller takes
+    ``lax.pmean`` of it.
+
+    Args:
+      p: predictions, [B, D].
+      z: targets, [B, D].
+
+    Raises:
+      ValueError: for shapes that are not one [B, D].
+
+    >>> import jax.numpy as jnp
+    >>> print(byol_regression(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 2.0]])))
+    2.0
+    """
     check_features(p=p, z=z)
     return jnp.mean(2 - 2 * cosine(p, jax.lax.stop_gradient(z)))
+
+
+def barlow_twins(
+    z1: Float[Array, "b d"],
+    z2: Float[Array, "b d"],
+    *,
+    off_diagonal_weight: ScalarLike,
+    epsilon: ScalarLike = 0.0,
+    axis_name: AxisName = None,
+) -> Float[Array, ""]:
+    """``sum_i (C_ii - 1)^2 + off_diagonal_weight * sum_{i != j} C_ij^2`` (arXiv:2103.03230, Eq. 1).
+
+    C, [D, D], is the cross-correlation of the two views over the global batch: ``z1' z2 / B`` of
+    features with zero mean and unit (biased) standard deviation in each dimension. A dimension that
+    is constant correlates with nothing.
+
+    Args:
+      z1: first views, [B, D].
+      z2: second views, [B, D].
+      off_diagonal_weight: the paper's lambda, .0051 there.
+      epsilon: added to the variances; the reference code's BatchNorm adds 1e-5.
+      axis_name: mapped axis that the batch is sharded over.
+
+    Raises:
+      ValueError: for shapes that are not one [B, D], or a global batch below 2.
+
+    >>> import jax.numpy as jnp
+    >>> z = jnp.array([[1.0, 1.0], [-1.0, -1.0]])  # two copies of one feature
+    >>> print(barlow_twins(z, z, off_diagonal_weight=0.5))
+    1.0
+    """
+    check_features(z1=z1, z2=z2)
+    check_negatives(z1.shape[0], axis_name)
+
+    def standardize(z: Float[Array, "b d"]) -> Float[Array, "b d"]:
+        z = promote(z)
+        centered = z - mean_over_shards(jnp.mean(z, axis=0), axis_name)
+        variance = mean_over_shards(jnp.mean(centered**2, axis=0), axis_name)
+        variance = variance + jnp.asarray(epsilon, z.dtype)
+        varies = variance > 0
+        return jnp.where(varies, centered * jax.lax.rsqrt(jnp.where(varies, variance, 1)), 0)
+
+    product = jnp.matmul(standardize(z1).T, standardize(z2), precision=jax.lax.Precision.HIGHEST)
+    correlation = mean_over_shards(product / z1.shape[0], axis_name)
+    on_diagonal = jnp.eye(correlation.shape[0], dtype=bool)
+    off_diagonal = jnp.sum(jnp.where(on_diagonal, 0, correlation) ** 2)
+    attraction = jnp.sum((jnp.diagonal(correlation) - 1) ** 2)
+    return attraction + jnp.asarray(off_diagonal_weight, correlation.dtype) * off_diagonal

@@ -19,8 +19,8 @@ from jaxssl.methods.method import (
     follow,
     make_teacher,
 )
-from jaxssl.models.heads import build_head
 from jaxssl.models import Encoder
+from jaxssl.models.heads import build_head
 
 
 class MoCo(Method):

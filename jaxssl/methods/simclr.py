@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 from jaxssl.augment.views import Views
 from jaxssl.losses import nt_xent
 from jaxssl.methods.method import Hyper, Method, Metrics, Spec
-from jaxssl.models.heads import build_head
 from jaxssl.models import Encoder
+from jaxssl.models.heads import build_head
 
 
 class SimCLR(Method):

@@ -22,7 +22,12 @@ class Supervised(Method):
                 "or a self-supervised method."
             )
         self.encoder = encoder
-        self.classifier = nnx.Linear(encoder.feature_dim, spec.num_classes, rngs=rngs)
+        self.classifier = nnx.Linear(
+            encoder.feature_dim,
+            spec.num_classes,
+            param_dtype=encoder.settings.param_dtype,
+            rngs=rngs,
+        )
 
     def embed(self, views: Views) -> dict[str, Array]:
         """Logits [V, B, K] of the V views, embedded jointly as SimCLR does."""

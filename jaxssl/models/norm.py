@@ -88,23 +88,19 @@ class BatchNorm(nnx.Module):
         if x.shape[-1] != self.features:
             raise ValueError(f"BatchNorm of {self.features} features was given {x.shape[-1]}.")
         wide = at_least_float32(x)
-        mean, var = self.mean[...], self.var[...]
-        if train:
-            normalised = self._by_batch(wide, mean, var)
-        else:
-            normalised = (wide - mean) * jax.lax.rsqrt(var + self.epsilon)
-        if self.scale is not None:
-            normalised = normalised * self.scale[...]
+        normalised = self._by_batch(wide) if train else self._by_running(wide)
         if self.bias is not None:
             normalised = normalised + self.bias[...]
         return normalised.astype(x.dtype)
 
-    def _by_batch(
-        self,
-        x: Float[Array, "b *space d"],
-        running_mean: Float[Array, " d"],
-        running_var: Float[Array, " d"],
-    ) -> Float[Array, "b *space d"]:
+    def _gain(self, variance: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
+        gain = jax.lax.rsqrt(variance + self.epsilon)
+        return gain if self.scale is None else gain * self.scale[...]
+
+    def _by_running(self, x: Float[Array, "b *space d"]) -> Float[Array, "b *space d"]:
+        return (x - self.mean[...]) * self._gain(self.var[...])
+
+    def _by_batch(self, x: Float[Array, "b *space d"]) -> Float[Array, "b *space d"]:
         batch = x.shape[0]
         if batch % self.groups:
             raise ValueError(
@@ -113,12 +109,13 @@ class BatchNorm(nnx.Module):
             )
         # Both moments in one pass over the activations and one all-reduce. Taken about the running
         # mean, their difference does not cancel where the mean is large against the deviation.
+        running_mean = self.mean[...]
         grouped = x.reshape(self.groups, batch // self.groups, *x.shape[1:]) - running_mean
         axes = tuple(range(1, grouped.ndim - 1))
         first = grouped.mean(axes, keepdims=True)
         second = jnp.square(grouped).mean(axes, keepdims=True)
         variance = jnp.maximum(second - jnp.square(first), 0.0)
-        normalised = (grouped - first) * jax.lax.rsqrt(variance + self.epsilon)
+        normalised = (grouped - first) * self._gain(variance)
 
         over_groups = tuple(range(grouped.ndim - 1))
         self._move(self.mean, running_mean + first.mean(over_groups))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, UInt
+from jaxtyping import Array, UInt
 from ml_collections import ConfigDict
 
 from jaxssl.distributed import replicated
@@ -29,9 +29,10 @@ class TrainState:
       optimizer: the optimizer's state.
     """
 
-    step: Int[Array, ""]
-    params: nnx.State
-    rest: nnx.State
+    # Not annotated as arrays: JAX also builds trees of shapes and shardings with this class.
+    step: Any
+    params: Any
+    rest: Any
     optimizer: Any
 
 

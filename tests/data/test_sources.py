@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -199,6 +200,13 @@ def test_resize_maps_points_with_one_scale_and_a_sub_pixel_offset():
     np.testing.assert_allclose(out[:, 2:-2], np.tile(centres * 4, (10, 1))[:, 2:-2], atol=0.51)
 
 
+def test_resize_takes_any_size():
+    for side in range(1, 120):
+        image = PIL.Image.new("L", (side + side % 3, side), 7)
+        for height, width in ((49, 49), (33, 47), (8, 5)):
+            assert np.asarray(resize(image, height, width)).shape == (height, width)
+
+
 def test_resize_to_another_aspect_ratio_keeps_circles_round():
     pixels = np.random.default_rng(0).integers(0, 256, (24, 60), np.uint8)
     out = resize(PIL.Image.fromarray(pixels), 12, 20)  # scale 2: the central 24 x 40
@@ -377,6 +385,22 @@ def test_a_tfds_set_of_raw_pixels(data_config, own_tfds):
         batch["image"], np.tile((7 * number)[:, None, None, None], (6, 5, 1))
     )
     np.testing.assert_array_equal(batch["targets"]["label"], number % 2)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "changed"])
+def test_a_damaged_tfds_set_is_refused_in_words(data_config, own_tfds, tmp_path, damage):
+    shutil.copytree(own_tfds / "raw", tmp_path / "raw")
+    file = next((tmp_path / "raw").rglob("*.array_record*"))
+    content = bytearray(file.read_bytes())
+    file.unlink()
+    middle = len(content) // 2
+    if damage == "truncated":
+        file.write_bytes(content[:middle])
+    if damage == "changed":
+        content[middle : middle + 400] = bytes(400)
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=r"are incomplete or damaged|is not a readable image"):
+        load(data_config("raw", tmp_path), "train")
 
 
 def test_a_tfds_set_without_images_is_refused(data_config, own_tfds):

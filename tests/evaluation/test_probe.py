@@ -214,9 +214,15 @@ def test_topk_accuracy():
         assert accuracy == np.mean([label in row for label, row in zip(labels, best, strict=True)])
 
 
+def test_a_class_never_seen_is_always_wrong():
+    logits = np.float32([[1, 0, 0], [1, 0, 0], [1, 0, 0]])
+    assert topk_accuracy(logits, np.int32([0, 3, -1])) == {1: 1 / 3, 5: 1 / 3}
+
+
 def test_nan_logits_are_wrong():
     logits = np.full((2, 3), np.nan)
     assert topk_accuracy(logits, np.int32([0, 2]), ks=(1,)) == {1: 0.0}
+    assert topk_accuracy(logits, np.int32([0, 2]), ks=(2,)) == {2: 0.0}
     logits = np.array([[np.nan, 1.0, 0.0]])
     assert topk_accuracy(logits, np.int32([1]), ks=(1, 2)) == {1: 0.0, 2: 1.0}
 

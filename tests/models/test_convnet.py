@@ -1,11 +1,13 @@
 """ConvN: the sizes of the paper's code, small images, and its definition in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from ml_collections import ConfigDict
+from model_support import abstract, filled, forward, jitted_forward, weights_of
 
 from jaxssl.models import build_encoder
 
@@ -27,19 +29,20 @@ def config(**changes):
     return ConfigDict({**base, **changes})
 
 
-def make(channels=1, **changes):
-    return build_encoder(config(**changes), channels, nnx.Rngs(params=jax.random.key(0)))
+def builder(channels=1, **changes):
+    return lambda rngs: build_encoder(config(**changes), channels, rngs)
 
 
 def shapes(side, **changes):
+    parts = abstract(builder(image_size=side, **changes))
     x = jax.ShapeDtypeStruct((2, side, side, 1), jnp.float32)
-    features = nnx.eval_shape(lambda x: make(image_size=side, **changes)(x, False), x)
+    features, _ = jax.eval_shape(functools.partial(forward, parts[0], train=True), *parts[1:], x)
     return [stage.shape[1] for stage in features.stages], features.pooled.shape
 
 
 def test_sizes_of_the_papers_code():
     assert shapes(28) == ([13, 6, 2], (2, 128))
-    params = nnx.state(nnx.eval_shape(lambda: make(channels=11)), nnx.Param)
+    params = abstract(builder(channels=11))[1]
     kernels = 9 * (11 * 32 + 32 * 64 + 64 * 64) + 256 * 128
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == kernels + 2 * (32 + 64 + 64 + 128)
 
@@ -55,33 +58,34 @@ def test_small_images_need_padding():
 @pytest.mark.parametrize(("padding", "side"), [("valid", 15), ("same", 8)])
 def test_forward_agrees_with_its_definition(padding, side):
     with jax.enable_x64(True):
-        model = make(2, image_size=side, padding=padding, width=2, dtype="float64")
+        build = builder(2, image_size=side, padding=padding, width=2, dtype="float64")
+        graph, params, rest = filled(build)
         x = np.random.default_rng(0).normal(size=(6, side, side, 2))
-        features = model(jnp.asarray(x), True)
-        weights = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+        features, _ = jitted_forward(graph, params, rest, x, True)
+        weights = weights_of(params)
 
-        def norm(y):  # gamma 1 and beta 0, as initialised
+        def norm(y, affine):
             axes = tuple(range(y.ndim - 1))
-            return np.maximum((y - y.mean(axes)) / np.sqrt(y.var(axes) + EPSILON), 0)
+            y = (y - y.mean(axes)) / np.sqrt(y.var(axes) + EPSILON)
+            return np.maximum(y * affine["scale"] + affine["bias"], 0)
 
         for layer, ours in enumerate(features.stages):
-            kernel = weights["convs"][layer]["conv"]["kernel"]
+            conv = weights["convs"][layer]
+            kernel = conv["conv"]["kernel"]
             if padding == "same":
                 x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             out = (x.shape[1] - 3) // 2 + 1
-            x = norm(
-                sum(
-                    x[:, i::2, j::2][:, :out, :out] @ kernel[i, j]
-                    for i in range(3)
-                    for j in range(3)
-                )
-            )
+            taps = [
+                x[:, i::2, j::2][:, :out, :out] @ kernel[i, j] for i in range(3) for j in range(3)
+            ]
+            x = norm(sum(taps), conv["norm"])
             np.testing.assert_allclose(ours, x, atol=1e-12)
-        pooled = norm(x.reshape(6, -1) @ weights["dense"]["kernel"])
+        pooled = norm(x.reshape(6, -1) @ weights["dense"]["kernel"], weights["norm"])
         np.testing.assert_allclose(features.pooled, pooled, atol=1e-12)
 
 
 def test_images_of_another_size_are_refused():
-    model = make(image_size=8, padding="same", width=2)
+    graph, params, rest = abstract(builder(image_size=8, padding="same", width=2))
+    x = jax.ShapeDtypeStruct((2, 16, 16, 1), jnp.float32)
     with pytest.raises(ValueError, match=r"built for images \[B, 8, 8, 1\], got \(2, 16, 16, 1\)"):
-        model(jnp.zeros((2, 16, 16, 1)), True)
+        jax.eval_shape(functools.partial(forward, graph, train=True), params, rest, x)

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
+from model_support import abstract, filled, forward, jitted_forward, weights_of
 from support import tree_distance
 
 from jaxssl.errors import UserError
@@ -37,39 +38,8 @@ def config(**changes):
     return ConfigDict({**base, **changes})
 
 
-def abstract(cfg, channels=3):
-    """Graph, parameters and statistics of an encoder as shapes: nothing is computed."""
-    model = nnx.eval_shape(lambda: build_encoder(cfg, channels, nnx.Rngs(params=jax.random.key(0))))
-    return nnx.split(model, nnx.Param, ...)
-
-
-def fill(path, leaf, rng):
-    """Some value for a variable; gammas and betas away from 1 and 0, to hide no mistake."""
-    name = path[-2].key
-    if name == "kernel":
-        fan_in = np.prod(leaf.shape[:-1])
-        value = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
-    else:
-        start = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}[name]
-        value = start + rng.uniform(0.1, 0.5, leaf.shape)
-    return jnp.asarray(value, leaf.dtype)
-
-
-def build(cfg, channels=3, seed=0):
-    """Graph, parameters and statistics, filled by NumPy: a jitted init takes 10 s to compile."""
-    rng = np.random.default_rng(seed)
-    graph, params, rest = abstract(cfg, channels)
-    filled = [
-        jax.tree_util.tree_map_with_path(lambda path, leaf: fill(path, leaf, rng), state)
-        for state in (params, rest)
-    ]
-    return graph, *filled
-
-
-def forward(graph, params, rest, x, train):
-    model = nnx.merge(graph, params, rest, copy=True)
-    features = model(x, train)
-    return features, nnx.split(model, nnx.Param, ...)[2]
+def builder(cfg, channels=3):
+    return lambda rngs: build_encoder(cfg, channels, rngs)
 
 
 def images(batch=4, side=8, channels=3, seed=0):
@@ -88,9 +58,7 @@ def np_pool_or_convolve(x, kernel_size, stride, low, high, fill, reduce):
     out = (x.shape[1] - kernel_size) // stride + 1
     return reduce(
         {
-            (i, j): x[:, i : i + stride * out : stride, j : j + stride * out : stride][
-                :, :out, :out
-            ]
+            (i, j): x[:, i::stride, j::stride][:, :out, :out]
             for i in range(kernel_size)
             for j in range(kernel_size)
         }
@@ -107,10 +75,14 @@ def np_conv_norm(weights, x, stride, pad):
     return (y - mean) / np.sqrt(var + EPSILON) * norm["scale"] + norm["bias"]
 
 
-def np_resnet(weights, x, bottleneck, imagenet):
-    x = np.maximum(np_conv_norm(weights["stem"], x, *((2, 3) if imagenet else (1, 1))), 0)
-    if imagenet:
-        x = np_pool_or_convolve(x, 3, 2, 1, 1, -np.inf, lambda p: np.max(list(p.values()), 0))
+# Pixels that the max-pooling pads before and after; TensorFlow's "SAME" on an even side pads after.
+POOLS = {"cifar": None, "imagenet": (1, 1), "imagenet_same_pool": (0, 1)}
+
+
+def np_resnet(weights, x, bottleneck, pool):
+    x = np.maximum(np_conv_norm(weights["stem"], x, *((2, 3) if pool else (1, 1))), 0)
+    if pool:
+        x = np_pool_or_convolve(x, 3, 2, *pool, -np.inf, lambda p: np.max(list(p.values()), 0))
     maps = []
     for s, stage in weights["stages"].items():
         for b, block in stage.items():
@@ -134,17 +106,18 @@ def np_resnet(weights, x, bottleneck, imagenet):
     [
         ({}, 8),
         ({"stem": "imagenet", "shortcut": "projection_on_change"}, 33),
+        ({"stem": "imagenet_same_pool"}, 32),
         ({"name": "resnet50", "shortcut": "projection_on_change"}, 8),
     ],
 )
 def test_forward_agrees_with_an_independent_network(changes, side):
     with jax.enable_x64(True):
         cfg = config(dtype="float64", **changes)
-        graph, params, rest = build(cfg)
+        graph, params, rest = filled(builder(cfg))
         x = images(side=side)
-        features, _ = jax.jit(forward, static_argnums=(0, 4))(graph, params, rest, x, True)
-        weights = jax.tree.map(np.asarray, nnx.to_pure_dict(params))
-        maps = np_resnet(weights, x, cfg.name == "resnet50", cfg.stem == "imagenet")
+        features, _ = jitted_forward(graph, params, rest, x, True)
+        weights = weights_of(params)
+        maps = np_resnet(weights, x, cfg.name == "resnet50", POOLS[cfg.stem])
         assert len(features.stages) == 4
         for ours, expected in zip(features.stages, maps, strict=True):
             np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-10)
@@ -160,13 +133,13 @@ def test_forward_agrees_with_an_independent_network(changes, side):
 )
 def test_parameter_counts_are_torchvisions_without_the_classifier(name, count):
     cfg = config(name=name, width=64, stem="imagenet", shortcut="projection_on_change")
-    assert size(abstract(cfg)[1]) == count
+    assert size(abstract(builder(cfg))[1]) == count
 
 
 def test_parameter_count_of_simclrs_cifar_resnet18():
     # torchvision's, with a 3x3 stem for the 7x7 one, and a projection in the first stage.
     expected = 11_176_512 - 3 * 64 * (49 - 9) + (64 * 64 + 2 * 64)
-    assert size(abstract(config(width=64))[1]) == expected
+    assert size(abstract(builder(config(width=64)))[1]) == expected
 
 
 @pytest.mark.parametrize(
@@ -182,7 +155,7 @@ def test_parameter_count_of_simclrs_cifar_resnet18():
 )
 def test_shapes_of_the_stages(changes, side, sides, dims):
     cfg = config(**{"width": 64, **changes})
-    graph, params, rest = abstract(cfg)
+    graph, params, rest = abstract(builder(cfg))
     x = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
     call = functools.partial(forward, graph, train=False)
     features, _ = jax.eval_shape(call, params, rest, x)
@@ -190,19 +163,6 @@ def test_shapes_of_the_stages(changes, side, sides, dims):
     assert [stage.shape for stage in features.stages] == shapes
     assert features.pooled.shape == (2, dims[-1])
     assert nnx.merge(graph, params, rest).feature_dim == dims[-1]
-
-
-def test_same_pooling_pads_below_and_right_only():
-    # A single bright pixel in a corner reaches only the windows that contain it.
-    x = jnp.zeros((1, 8, 8, 1)).at[0, 2, 2, 0].set(1.0)
-    pooled = {}
-    for stem in ("imagenet", "imagenet_same_pool"):
-        padding = abstract(config(stem=stem))[0]
-        model = nnx.merge(padding, *abstract(config(stem=stem))[1:])
-        y = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=model.pool_padding)
-        pooled[stem] = set(zip(*np.nonzero(np.asarray(y[0, :, :, 0])), strict=True))
-    assert pooled["imagenet"] == {(1, 1)}
-    assert pooled["imagenet_same_pool"] == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
 # --- behaviour -----------------------------------------------------------------------------------
@@ -242,7 +202,7 @@ def test_one_jitted_init_with_zero_gamma_in_the_last_norm_of_each_branch_alone()
         return nnx.state(model, nnx.Param)
 
     params = init(jax.random.key(0))
-    weights = nnx.to_pure_dict(params)
+    weights = weights_of(params)
     for stage in weights["stages"].values():
         for part in stage.values():
             assert not part["branch"][1]["norm"]["scale"].any()
@@ -251,8 +211,8 @@ def test_one_jitted_init_with_zero_gamma_in_the_last_norm_of_each_branch_alone()
 
 
 def test_training_moves_the_statistics_and_evaluation_looks_at_one_image_alone():
-    graph, params, rest = build(config())
-    step = jax.jit(forward, static_argnums=(0, 4))
+    graph, params, rest = filled(builder(config()))
+    step = jitted_forward
     x = jnp.asarray(images(), jnp.float32)
     _, moved = step(graph, params, rest, x, True)
     changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), moved, rest)
@@ -279,21 +239,21 @@ def convolution_dtypes(jaxpr):
 
 
 def test_bfloat16_is_the_dtype_of_convolutions_and_of_nothing_kept():
-    graph, params, rest = build(config(dtype="bfloat16"))
-    graph32 = abstract(config())[0]
+    graph, params, rest = filled(builder(config(dtype="bfloat16")))
+    graph32 = abstract(builder(config()))[0]
     x = jnp.asarray(images(), jnp.float32)
-    features, moved = jax.jit(forward, static_argnums=(0, 4))(graph, params, rest, x, True)
+    features, moved = jitted_forward(graph, params, rest, x, True)
     kept = jax.tree.leaves((params, moved, features))
     assert {leaf.dtype for leaf in kept} == {jnp.dtype("float32")}
     jaxpr = jax.make_jaxpr(forward, static_argnums=(0, 4))(graph, params, rest, x, True)
     assert convolution_dtypes(jaxpr.jaxpr) == {"bfloat16"}
-    exact, _ = jax.jit(forward, static_argnums=(0, 4))(graph32, params, rest, x, True)
+    exact, _ = jitted_forward(graph32, params, rest, x, True)
     difference = tree_distance(features.pooled, exact.pooled)
     assert 1e-4 < difference < 0.1  # other dtype, same network
 
 
 def test_any_number_of_channels_trains_with_finite_gradients():
-    graph, params, rest = build(config(), channels=5)
+    graph, params, rest = filled(builder(config(), channels=5))
     x = jnp.asarray(images(channels=5), jnp.float32)
 
     @jax.jit
@@ -308,15 +268,15 @@ def test_any_number_of_channels_trains_with_finite_gradients():
 
 
 def test_wrong_input_and_wrong_names_are_named():
-    graph, params, rest = abstract(config())
+    graph, params, rest = abstract(builder(config()))
     x = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
     with pytest.raises(ValueError, match=r"built for images \[B, H, W, 3\], got \(2, 8, 8, 4\)"):
         jax.eval_shape(functools.partial(forward, graph, train=True), params, rest, x)
     for field in ("name", "stem", "shortcut", "kernel_init", "dtype"):
         with pytest.raises(UserError, match=f"encoder.{field}='alexnet' is unknown"):
-            abstract(config(**{field: "alexnet"}))
+            abstract(builder(config(**{field: "alexnet"})))
     with pytest.raises(ValueError, match="width 0 and channels 3 must be at least 1"):
-        abstract(config(width=0))
+        abstract(builder(config(width=0)))
 
 
 @pytest.mark.parametrize(
@@ -336,7 +296,7 @@ def gradient_on_devices(count, groups):
     )
     rows = NamedSharding(mesh, PartitionSpec("data"))
     replicated = NamedSharding(mesh, PartitionSpec())
-    graph, params, rest = build(config(dtype="float64", bn_groups=groups))
+    graph, params, rest = filled(builder(config(dtype="float64", bn_groups=groups)))
     x = images(batch=16) * np.linspace(0.2, 1.0, 16)[:, None, None, None]
     direction = np.random.default_rng(5).normal(size=(16, 32))
 

@@ -277,10 +277,12 @@ def test_patterns_that_govern_nothing_and_parameters_without_a_group_are_named()
         assign_groups((ParameterGroup("header/.*", 1.0, True, 1.0), *DECAY_ALL), parameters())
     with pytest.raises(UserError, match=r"pattern 'head/\.\*' .* governs no parameter"):
         assign_groups((*DECAY_ALL, ParameterGroup("head/.*", 1.0, True, 1.0)), parameters())
+    with pytest.raises(UserError, match=r"pattern 'head' .* governs no parameter"):
+        assign_groups((ParameterGroup("head", 1.0, True, 1.0), *DECAY_ALL), parameters())
     with pytest.raises(UserError, match="matches the parameter 'encoder/conv/kernel'"):
         assign_groups((ParameterGroup("head/.*", 1.0, True, 1.0),), parameters())
-    with pytest.raises(UserError, match=r"matches the parameter 'head/kernel'"):
-        assign_groups((ParameterGroup("encoder/.*", 1.0, True, 1.0),), parameters())  # whole path
+    with pytest.raises(UserError, match="matches the parameter 'head/kernel'"):
+        assign_groups((ParameterGroup("encoder/.*", 1.0, True, 1.0),), parameters())
 
 
 def test_description_counts_arrays_and_numbers():

@@ -1,0 +1,55 @@
+"""Masked reconstruction."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxssl.losses.arrays import check_floating, check_matching, check_rank, promote
+from jaxssl.losses.collectives import AxisName, axis_size, mean_over_shards, sum_over_shards
+
+
+def masked_reconstruction(
+    prediction: Float[Array, "b p d"],
+    target: Float[Array, "b p d"],
+    mask: Bool[Array, "b p"],
+    *,
+    normalize_target: bool,
+    axis_name: AxisName = None,
+) -> Float[Array, ""]:
+    """Mean squared error over the masked patches (MAE, arXiv:2111.06377).
+
+    The error of a patch is averaged over its D values, then over the masked patches of the global
+    batch; 0 if none is masked. No gradient reaches the target.
+
+    Args:
+      prediction: decoded patches, [B, P, D].
+      target: the patches, [B, P, D].
+      mask: True where the encoder did not see the patch, [B, P].
+      normalize_target: give each target patch zero mean and unit variance (unbiased, plus 1e-6, as
+        the reference code) first.
+      axis_name: mapped axis that the batch is sharded over.
+
+    Raises:
+      ValueError: for shapes other than these, or a single value a patch with ``normalize_target``.
+
+    >>> import jax.numpy as jnp
+    >>> prediction, target = jnp.zeros((1, 2, 4)), jnp.array([[[1.0] * 4, [5.0] * 4]])
+    >>> mask = jnp.array([[True, False]])
+    >>> print(masked_reconstruction(prediction, target, mask, normalize_target=False))
+    1.0
+    """
+    check_rank(3, "[B, P, D]", prediction=prediction, target=target)
+    check_floating(prediction=prediction, target=target)
+    check_matching(prediction=prediction, target=target)
+    check_rank(2, "[B, P]", mask=mask)
+    check_matching(mask=mask, patches=prediction[..., 0])
+    prediction, target = promote(prediction), promote(jax.lax.stop_gradient(target))
+    if normalize_target:
+        if target.shape[-1] < 2:
+            raise ValueError(f"target {target.shape} has one value a patch: it has no variance.")
+        variance = jnp.var(target, axis=-1, keepdims=True, ddof=1)
+        target = (target - jnp.mean(target, axis=-1, keepdims=True)) / jnp.sqrt(variance + 1e-6)
+    error = jnp.mean((prediction - target) ** 2, axis=-1)
+    number = sum_over_shards(jnp.sum(mask), axis_name)
+    total = jnp.sum(jnp.where(mask, error, 0)) * axis_size(axis_name)
+    return mean_over_shards(total / jnp.maximum(number, 1), axis_name)

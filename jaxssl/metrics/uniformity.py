@@ -1,0 +1,58 @@
+"""How evenly features cover the sphere."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def uniformity(
+    f: Float[Array | np.ndarray, "n d"], t: float = 2.0, *, block_size: int = 1024
+) -> Float[Array, ""]:
+    """Minus the logarithm of the mean Gaussian potential of all pairs; larger is more even.
+
+    -log E exp(-t ||x - y||^2) over unordered pairs of different images: Wang & Isola
+    (arXiv:2005.10242) with the sign turned. An even spread over the sphere gives
+    2 t - log 0F1(d / 2; t^2): 3.94 at d = 128, t = 2.
+
+    Args:
+      f: features, n >= 2, L2-normalised here; a zero row stays zero.
+      t: sharpness of the potential, > 0.
+      block_size: rows compared with all others at a time; memory is block_size * n floats.
+
+    Returns:
+      scalar in [0, 4 t]; at least float32. It depends on n in no other way than by noise.
+
+    Raises:
+      ValueError: fewer than two features, or t not above 0.
+    """
+    if f.shape[0] < 2:
+        raise ValueError(f"uniformity needs at least 2 features: there are {f.shape[0]}.")
+    if not t > 0:
+        raise ValueError(f"t={t} cannot be: it must be above 0.")
+    f = jnp.asarray(f, jnp.promote_types(f.dtype, jnp.float32))
+    return _uniformity(f, jnp.asarray(t, f.dtype), block_size=min(block_size, f.shape[0]))
+
+
+@functools.partial(jax.jit, static_argnames="block_size")
+def _uniformity(
+    f: Float[Array, "n d"], t: Float[Array, ""], *, block_size: int
+) -> Float[Array, ""]:
+    n = f.shape[0]
+    norm = jnp.linalg.norm(f, axis=1, keepdims=True)
+    f = f / jnp.maximum(norm, jnp.finfo(f.dtype).tiny)
+    square = jnp.sum(f**2, axis=1)  # 1, or 0 for a zero row
+    short = -n % block_size
+    rows = jnp.pad(jnp.arange(n), (0, short), constant_values=n).reshape(-1, block_size)
+
+    def row_means(row: Array) -> Array:
+        here = jnp.minimum(row, n - 1)
+        # Accelerators otherwise round the inputs of a product to fewer bits.
+        cosine = jnp.matmul(f[here], f.T, precision=jax.lax.Precision.HIGHEST)
+        distance = jnp.maximum(square[here, None] + square - 2 * cosine, 0)
+        pair = (row[:, None] != jnp.arange(n)) & (row[:, None] < n)
+        return jnp.sum(jnp.where(pair, jnp.exp(-t * distance), 0), axis=1) / (n - 1)
+
+    return -jnp.log(jax.lax.map(row_means, rows).sum() / n)

@@ -1,0 +1,58 @@
+"""Starts one command several times on this machine, as the processes of one job.
+
+    python launch/local.py 2 python -m jaxssl.pretrain --config configs/quickstart.py \
+        --workdir runs/two --config.run.distributed
+
+Every process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The output of
+process 0 is shown; that of the others only if they fail. If one fails the rest are stopped.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def launch(count: int, command: list[str]) -> int:
+    """Runs the job; returns the first non-zero exit status, or 0."""
+    address = f"127.0.0.1:{free_port()}"
+    processes, outputs = [], []
+    for number in range(count):
+        environment = os.environ | {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(number),
+        }
+        output = tempfile.TemporaryFile() if number else None
+        processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
+        outputs.append(output)
+    while True:
+        codes = [process.poll() for process in processes]
+        failed = [number for number, code in enumerate(codes) if code]
+        if failed or all(code == 0 for code in codes):
+            break
+        time.sleep(0.1)
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    for number in failed:
+        if outputs[number] is not None:
+            outputs[number].seek(0)
+            sys.stderr.write(f"process {number}:\n{outputs[number].read().decode()}")
+    return codes[failed[0]] if failed else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3 or not sys.argv[1].isdecimal():
+        sys.exit("usage: python launch/local.py COUNT COMMAND ...")
+    sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))

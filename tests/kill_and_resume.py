@@ -1,0 +1,156 @@
+"""Kills a pretraining run again and again until it is done, and compares it with an undisturbed one.
+
+    python tests/kill_and_resume.py --method moco_v2 --kills 100
+
+Each start is killed with SIGKILL at a random instant after it has begun to train, which is often
+in the midst of a save: checkpoints are written every five steps of some ten milliseconds.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+HOUSE = pathlib.Path(__file__).parent.parent
+
+
+@dataclasses.dataclass
+class Report:
+    """What happened.
+
+    Attributes:
+      kills: processes killed.
+      kills_while_saving: of those, how many left a checkpoint half written.
+      restored_from: the step that each start after a kill went on from; 0 if from the beginning.
+    """
+
+    kills: int = 0
+    kills_while_saving: int = 0
+    restored_from: list[int] = dataclasses.field(default_factory=list)
+
+
+def start(method: str, workdir: pathlib.Path) -> subprocess.Popen:
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(HOUSE / ".jax_cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+        "PYTHONPATH": f"{HOUSE}:{HOUSE / 'tests'}",
+    }
+    command = [sys.executable, "-m", "jaxssl.pretrain", "--workdir", str(workdir)]
+    command += ["--config", f"tests/tiny_config.py:{method}"]
+    with open(f"{workdir}.log", "a") as log:
+        return subprocess.Popen(command, cwd=HOUSE, env=environment, stdout=log, stderr=log)
+
+
+def finish(method: str, workdir: pathlib.Path) -> None:
+    """Runs to the end, undisturbed."""
+    if start(method, workdir).wait() != 0:
+        raise RuntimeError(pathlib.Path(f"{workdir}.log").read_text()[-3000:])
+
+
+def rows(workdir: pathlib.Path) -> int:
+    path = workdir / "metrics.jsonl"
+    return path.stat().st_size if path.exists() else 0
+
+
+def newest(workdir: pathlib.Path) -> int:
+    folder = workdir / "checkpoints"
+    return max((int(p.name) for p in folder.glob("*") if p.name.isdecimal()), default=0)
+
+
+def run_with_kills(method: str, workdir: pathlib.Path, kills: int, seed: int) -> Report:
+    """Kills ``kills`` starts, then lets one finish."""
+    draw = random.Random(seed)
+    report = Report()
+    while report.kills < kills:
+        report.restored_from.append(newest(workdir))
+        process = start(method, workdir)
+        # Rows are cut when a run resumes, so wait for the size to settle before watching it.
+        size, begun = rows(workdir), False
+        while process.poll() is None and not begun:
+            time.sleep(0.005)
+            begun, size = rows(workdir) > size, rows(workdir)
+        time.sleep(draw.uniform(0.0, 0.35))
+        if process.poll() is not None:
+            break  # it finished first; the comparison is still worth making
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        report.kills += 1
+        half_written = list((workdir / "checkpoints").glob("*tmp*"))
+        report.kills_while_saving += bool(half_written)
+    finish(method, workdir)
+    return report
+
+
+def checkpoint_arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Every leaf of the last checkpoint, by name, through the program's own template."""
+    import jax
+    from tiny import Run
+
+    from jaxssl.checkpoint import CheckpointReader
+    from jaxssl.distributed import data_mesh
+    from jaxssl.run_directory import read_config
+
+    run = Run(read_config(workdir))
+    template = run.blueprint.abstract(data_mesh(1))
+    _, state = CheckpointReader(workdir / "checkpoints").restore(template)
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        leaves[jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return leaves
+
+
+def metric_rows(workdir: pathlib.Path) -> list[dict]:
+    """All rows without what depends on the clock."""
+    from jaxssl.reporting import CLOCK_KEYS, read_metrics
+
+    return [
+        {key: value for key, value in row.items() if key not in CLOCK_KEYS}
+        for row in read_metrics(workdir)
+    ]
+
+
+def assert_identical(killed: pathlib.Path, undisturbed: pathlib.Path) -> None:
+    """Bit for bit: every array of the state and every row of metrics."""
+    mine, theirs = checkpoint_arrays(killed), checkpoint_arrays(undisturbed)
+    assert mine.keys() == theirs.keys()
+    assert len(mine) > 20
+    different = [name for name in mine if mine[name].tobytes() != theirs[name].tobytes()]
+    assert not different, f"{len(different)} of {len(mine)} arrays differ: {different[:5]}"
+    assert metric_rows(killed) == metric_rows(undisturbed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--method", default="moco_v2")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="kill_and_resume_"))
+    undisturbed = folder / "undisturbed"
+    finish(given.method, undisturbed)
+    total = newest(undisturbed)
+    kills, round_number = 0, 0
+    while kills < given.kills:
+        killed = folder / f"killed{round_number}"
+        report = run_with_kills(
+            given.method, killed, given.kills - kills, given.seed + round_number
+        )
+        assert_identical(killed, undisturbed)
+        kills, round_number = kills + report.kills, round_number + 1
+        print(f"{report}, then {total} steps bit-identical to the undisturbed run", flush=True)
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(HOUSE), str(HOUSE / "tests")]
+    main()

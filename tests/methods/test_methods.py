@@ -1,0 +1,205 @@
+"""What the three methods do with embeddings, teachers and queues, against NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import BATCH, Run, config_for
+
+from jaxssl.distributed import data_mesh
+from jaxssl.errors import UserError
+from jaxssl.methods import Spec, build_method
+from jaxssl.methods.method import Queue, Teacher, follow, make_teacher
+from jaxssl.training.state import merge, split, traced_scalars
+from jaxssl.training.step import compile_step, loss_and_gradient, make_step
+
+KEY = jax.random.key(0)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def log_sum_exp(x):
+    top = x.max(axis=1, keepdims=True)
+    return np.log(np.exp(x - top).sum(axis=1)) + top[:, 0]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["asymmetric", "symmetric"])
+def moco(request):
+    config = config_for("moco_v2")
+    with config.unlocked():
+        config.method.symmetric = request.param
+    run = Run(config)
+    state = run.blueprint.create(0, data_mesh(1))
+    return run, state, merge(run.blueprint.graph, state.params, state.rest)
+
+
+def embeddings_for(method, symmetric):
+    names = ["q1", "k2", "q2", "k1"] if symmetric else ["q1", "k2"]
+    draw = np.random.default_rng(0)
+    return {name: draw.normal(size=(BATCH, method.head.out_dim)) for name in names}
+
+
+def test_moco_objective_and_queue(moco):
+    run, _, method = moco
+    queue = np.float64(method.queue[...])
+    assert np.allclose(np.linalg.norm(queue, axis=1), 1, atol=1e-6)
+    embeddings = embeddings_for(method, run.config.method.symmetric)
+    temperature = run.config.hyper.temperature
+    loss, _ = method.objective(
+        jax.tree.map(jnp.float32, embeddings), run.views(0), KEY, traced_scalars(run.config)
+    )
+
+    def info_nce(q, k):
+        q, k = unit(q), unit(k)
+        logits = np.concatenate([(q * k).sum(1, keepdims=True), q @ queue.T], axis=1) / temperature
+        return (log_sum_exp(logits) - logits[:, 0]).mean()
+
+    expected = info_nce(embeddings["q1"], embeddings["k2"])
+    entered = [embeddings["k2"]]
+    if run.config.method.symmetric:
+        expected = (expected + info_nce(embeddings["q2"], embeddings["k1"])) / 2
+        entered = [embeddings["k1"], embeddings["k2"]]
+    assert abs(float(loss) - expected) < 1e-5
+    entered = unit(np.concatenate(entered))
+    np.testing.assert_allclose(method.queue[...][: len(entered)], entered, atol=1e-6)
+    np.testing.assert_allclose(method.queue[...][len(entered) :], queue[len(entered) :], atol=1e-6)
+    assert int(method.position[...]) == len(entered) % len(queue)
+
+
+def test_moco_queue_is_a_ring(moco):
+    run, state, _ = moco
+    method = merge(run.blueprint.graph, state.params, state.rest)
+    hyper, views = traced_scalars(run.config), run.views(0)
+    embeddings = jax.tree.map(jnp.float32, embeddings_for(method, run.config.method.symmetric))
+    keys = 2 * BATCH if run.config.method.symmetric else BATCH
+    turns = len(method.queue[...]) // keys
+    for _ in range(turns):
+        method.objective(embeddings, views, KEY, hyper)
+    assert int(method.position[...]) == 0
+    block = np.asarray(method.queue[...]).reshape(turns, keys, -1)
+    assert (block == block[:1]).all()
+
+
+def test_moco_refuses_a_queue_that_the_keys_do_not_divide():
+    config = config_for("moco_v2")
+    with config.unlocked():
+        config.method.queue_size = BATCH + 1
+    run = Run(config)
+    state = run.blueprint.create(0, data_mesh(1))
+    with pytest.raises(UserError, match=r"queue_size=65 is not a multiple of the 64 keys.*64"):
+        loss_and_gradient(run.blueprint.graph, state, run.views(0), traced_scalars(run.config))
+
+
+def test_moco_step_moves_the_teacher_by_its_decay_and_gives_it_no_gradient(moco):
+    run, state, _ = moco
+    hyper = traced_scalars(run.config)
+    mesh = data_mesh(1)
+    before = jax.device_get(state)
+    after, _ = compile_step(make_step(run.blueprint, run.policy), mesh)(
+        run.blueprint.create(0, mesh), run.batch(0), hyper
+    )
+    old = merge(run.blueprint.graph, before.params, before.rest)
+    new = merge(run.blueprint.graph, after.params, after.rest)
+    ema = run.config.hyper.ema
+    pairs = [
+        (new.teacher_encoder, new.encoder, old.teacher_encoder),
+    ]
+    pairs += [(new.teacher_head, new.head, old.teacher_head)]
+    for teacher, student, previous in pairs:
+        students = jax.tree.leaves(nnx.state(student, nnx.Param))
+        teachers = jax.tree.leaves(nnx.state(teacher, Teacher))
+        previous = jax.tree.leaves(nnx.state(previous, Teacher))
+        assert len(students) == len(teachers) > 0
+        for s, t, p in zip(students, teachers, previous, strict=True):
+            np.testing.assert_allclose(t, ema * p + (1 - ema) * s, atol=1e-6)
+    # Only parameters of the student are trained, and the teacher started as its copy.
+    paths = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(before.params)}
+    assert not any("teacher" in path for path in paths)
+    starts = jax.tree.leaves(nnx.state(old.encoder, nnx.Param))
+    copies = jax.tree.leaves(nnx.state(old.teacher_encoder, Teacher))
+    assert all((a == b).all() for a, b in zip(starts, copies, strict=True))
+    assert int(new.updates[...]) == 1
+
+
+def test_moco_teacher_keeps_statistics_of_its_own(moco):
+    run, state, _ = moco
+    method = merge(run.blueprint.graph, state.params, state.rest)
+    method.embed(run.views(0))
+    students = jax.tree.leaves(nnx.state(method.encoder, nnx.BatchStat))
+    teachers = jax.tree.leaves(nnx.state(method.teacher_encoder, nnx.BatchStat))
+    fresh = merge(run.blueprint.graph, state.params, state.rest)
+    starts = jax.tree.leaves(nnx.state(fresh.teacher_encoder, nnx.BatchStat))
+    assert any((a != b).any() for a, b in zip(teachers, starts, strict=True))
+    assert any((a != b).any() for a, b in zip(teachers, students, strict=True))
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_moco_shuffle_matters_only_to_grouped_batch_norm(groups):
+    keys = {}
+    for shuffle in (False, True):
+        config = config_for("moco_v2")
+        with config.unlocked():
+            config.encoder.bn_groups = groups
+            config.method.shuffle = shuffle
+        run = Run(config)
+        state = run.blueprint.create(0, data_mesh(1))
+        method = merge(run.blueprint.graph, state.params, state.rest)
+        keys[shuffle] = unit(np.asarray(method.embed(run.views(0))["k2"]))
+    difference = np.abs(keys[True] - keys[False]).max()
+    assert difference < 1e-5 if groups == 1 else difference > 1e-2
+
+
+def test_simclr_objective_is_the_mean_over_all_anchors():
+    run = Run(config_for("simclr"))
+    state = run.blueprint.create(0, data_mesh(1))
+    method = merge(run.blueprint.graph, state.params, state.rest)
+    embeddings = method.embed(run.views(0))
+    loss, _ = method.objective(embeddings, run.views(0), KEY, traced_scalars(run.config))
+    z = unit(np.concatenate([np.float64(embeddings["z1"]), np.float64(embeddings["z2"])]))
+    logits = z @ z.T / run.config.hyper.temperature
+    np.fill_diagonal(logits, -np.inf)
+    positive = logits[np.arange(2 * BATCH), (np.arange(2 * BATCH) + BATCH) % (2 * BATCH)]
+    assert abs(float(loss) - (log_sum_exp(logits) - positive).mean()) < 1e-5
+
+
+def test_supervised_objective_is_cross_entropy_over_both_views():
+    run = Run(config_for("supervised"))
+    state = run.blueprint.create(0, data_mesh(1))
+    method = merge(run.blueprint.graph, state.params, state.rest)
+    views = run.views(0)
+    embeddings = method.embed(views)
+    loss, metrics = method.objective(embeddings, views, KEY, traced_scalars(run.config))
+    logits = np.concatenate([np.float64(value) for value in embeddings.values()])
+    labels = np.tile(views.targets["label"], 2)
+    expected = (log_sum_exp(logits) - logits[np.arange(len(labels)), labels]).mean()
+    assert abs(float(loss) - expected) < 1e-5
+    assert float(metrics["batch_accuracy"]) == pytest.approx((logits.argmax(1) == labels).mean())
+
+
+def test_supervised_refuses_a_set_without_labels():
+    spec = Spec(num_examples=9, num_classes=None, channels=1, image_size=(8, 8), total_steps=1)
+    with pytest.raises(UserError, match="needs labels"):
+        nnx.eval_shape(lambda: build_method(config_for("supervised"), spec, 0))
+
+
+def test_follow_and_make_teacher():
+    student = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    teacher = make_teacher(student)
+    assert isinstance(teacher.kernel, Teacher)
+    assert isinstance(student.kernel, nnx.Param)
+    _, params, rest = split(teacher)
+    assert not jax.tree.leaves(params)
+    assert len(jax.tree.leaves(rest)) == 2
+    start = np.asarray(teacher.kernel[...])
+    student.kernel[...] = student.kernel[...] + 1
+    follow(teacher, student, jnp.float32(0.75))
+    np.testing.assert_allclose(teacher.kernel[...], start + 0.25, atol=1e-6)
+    follow(teacher, student, jnp.float32(1.0))
+    np.testing.assert_allclose(teacher.kernel[...], start + 0.25, atol=1e-6)
+
+
+def test_a_queue_is_not_trained():
+    assert not issubclass(Queue, nnx.Param)

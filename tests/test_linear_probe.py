@@ -1,0 +1,156 @@
+"""The probe program: reads only the encoder, changes nothing, chooses nothing on the test split."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from tiny import config_for
+
+from jaxssl.checkpoint import CheckpointReader
+from jaxssl.data import sources
+from jaxssl.distributed import data_mesh
+from jaxssl.errors import UserError
+from jaxssl.evaluation import probe
+from jaxssl.evaluation.features import extract
+from jaxssl.evaluation.frozen import Network, fresh_encoder, raw_pixels, restored_encoder
+from jaxssl.linear_probe import linear_probe, print_card
+from jaxssl.pretrain import pretrain, resolve
+from jaxssl.run_directory import read_config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> pathlib.Path:
+    """A run of MoCo, whose checkpoint holds a second encoder that must not be read."""
+    workdir = tmp_path_factory.mktemp("probe") / "run"
+    config = config_for("moco_v2")
+    with config.unlocked():
+        config.run.stop_step = 20
+        config.run.num_devices = 2
+        config.monitor.knn_every_epochs = 0.0
+        config.monitor.protocol = "dino"
+    pretrain(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def settings():
+    chosen = probe.default_config()
+    chosen.sgd.epochs = 2
+    chosen.lbfgs.l2_grid = (1e-3, 1e-1)
+    return chosen
+
+
+def files(folder: pathlib.Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_card(run, settings, capsys):
+    before = files(run / "checkpoints") | files(run / "tensorboard")
+    card, path = linear_probe(run, None, settings, baselines=True)
+    assert files(run / "checkpoints") | files(run / "tensorboard") == before
+    assert path == run / "evaluations" / "linear_probe-20" / "card.json"
+    assert json.loads(path.read_text())["results"] == card["results"]
+    assert card["encoder_sha256"]["before"] == card["encoder_sha256"]["after"]
+    assert card["examples"] == {"train": 1294, "validation": 143, "test": 360}
+    for scores in card["results"].values():
+        for fit in ("lbfgs", "lbfgs_few", "sgd"):
+            assert 0.1 < scores[fit]["top1"] <= scores[fit]["top5"] <= 1
+        assert 0.1 < scores["knn"] <= 1
+    print_card(card)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100
+    assert f"{100 * card['results']['trained']['lbfgs']['top1']:.2f} %" in shown
+
+
+def test_restores_the_students_encoder_on_any_mesh(run):
+    config = read_config(run)
+    reader = CheckpointReader(run / "checkpoints")
+    digests = {restored_encoder(reader, 20, config, 1, data_mesh(n))[0].digest() for n in (1, 2, 8)}
+    assert len(digests) == 1
+    assert digests != {fresh_encoder(config, 1, data_mesh(1)).digest()}
+
+
+def test_the_untrained_encoder_is_the_one_the_run_began_with(tmp_path):
+    config = config_for("moco_v2")
+    with config.unlocked():
+        config.run.stop_step = 1
+        config.hyper.learning_rate = 0.0
+        config.monitor.knn_every_epochs = 0.0
+    pretrain(config, tmp_path / "still")
+    config = read_config(tmp_path / "still")
+    reader = CheckpointReader(tmp_path / "still" / "checkpoints")
+    still = restored_encoder(reader, None, config, 1, data_mesh(1))[0]
+    fresh = fresh_encoder(config, 1, data_mesh(1))
+    for a, b in zip(
+        jax.tree.leaves(still.arrays[0]), jax.tree.leaves(fresh.arrays[0]), strict=True
+    ):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_nothing_is_chosen_on_the_test_split(run, settings, monkeypatch):
+    """Scrambled test labels change no choice and no fit, only the accuracies."""
+    honest, _ = linear_probe(run, None, settings, baselines=False)
+    load = sources.load
+
+    def scrambled(config, split, **given):
+        source = load(config, split, **given)
+        if split == "test":
+            labels = np.random.default_rng(0).permutation(source.targets["label"])
+            source.targets["label"][:] = labels
+        return source
+
+    monkeypatch.setattr("jaxssl.linear_probe.load", scrambled)
+    blind, _ = linear_probe(run, None, settings, baselines=False)
+    for fit in ("lbfgs", "lbfgs_few"):
+        mine, other = blind["results"]["trained"][fit], honest["results"]["trained"][fit]
+        for key in ("l2", "validation_top1", "iterations", "gradient"):
+            assert mine[key] == other[key]
+    assert blind["results"]["trained"]["lbfgs"]["top1"] < 0.3
+    assert honest["results"]["trained"]["lbfgs"]["top1"] > 0.5
+
+
+def test_features_are_those_of_each_image_in_order():
+    config = resolve(config_for("simclr"))
+    source = sources.load(config.data, "validation")
+    mesh = data_mesh(8)
+    pixels = raw_pixels(config)
+    got = extract(pixels.clean(), source, mesh=mesh, batch_size=64)
+    np.testing.assert_allclose(
+        got.features, source.images.reshape(len(source), -1) / 255.0, atol=1e-6
+    )
+    assert (got.labels == source.targets["label"]).all()
+    first, again, later = (
+        extract(pixels.cropped(0, epoch), source, mesh=mesh, batch_size=64).features
+        for epoch in (0, 0, 1)
+    )
+    assert (first == again).all()
+    assert np.abs(first - later).max() > 0.1
+    assert isinstance(pixels, Network)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        ("no run", "is not a run directory"),
+        ("no checkpoints", "holds no checkpoint"),
+        ("wrong step", "has no step 7"),
+        ("other encoder", "holds another state"),
+    ],
+)
+def test_refusals(run, settings, tmp_path, damage, sentence):
+    copy = tmp_path / "run"
+    step = None
+    if damage != "no run":
+        copy.mkdir()
+        text = (run / "config.json").read_text()
+        if damage == "other encoder":
+            text = text.replace('"width": 4', '"width": 6')
+        (copy / "config.json").write_text(text)
+        if damage != "no checkpoints":
+            (copy / "checkpoints").symlink_to(run / "checkpoints")
+        if damage == "wrong step":
+            step = 7
+    with pytest.raises(UserError, match=sentence):
+        linear_probe(copy, step, settings, baselines=False)

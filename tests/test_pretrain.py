@@ -1,0 +1,176 @@
+"""The program as a user meets it: what it refuses, resumes, and leaves behind."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tiny import config_for
+
+from jaxssl.errors import UserError
+from jaxssl.pretrain import claim, pretrain, resolve
+from jaxssl.reporting import read_metrics
+
+HOUSE = pathlib.Path(__file__).parent.parent
+
+
+def short(method="simclr", **changes):
+    config = config_for(method)
+    with config.unlocked():
+        config.update_from_flattened_dict(
+            {
+                "run.stop_step": 6,
+                "run.checkpoint_every_steps": 3,
+                "run.log_every_steps": 2,
+                "run.num_devices": 1,
+                "monitor.knn_every_epochs": 0.0,
+            }
+            | changes
+        )
+    return config
+
+
+def program(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "jaxssl.pretrain", *arguments],
+        cwd=HOUSE,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_run_directory_and_finished_run(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    config = short(**{"monitor.knn_every_epochs": 0.2, "monitor.protocol": "dino"})
+    state = pretrain(config, workdir)
+    assert int(state.step) == 6
+    content = json.loads((workdir / "config.json").read_text())
+    assert content["config"]["data_seed"] == 0
+    assert {"commit", "versions", "device_kind"} <= content.keys()
+    rows = read_metrics(workdir)
+    steps = [row["step"] for row in rows if "loss" in row]
+    assert steps == [2, 4, 6]
+    watched = [row for row in rows if "knn" in row]
+    assert [row["step"] for row in watched] == [5, 6]
+    assert 0.3 < watched[-1]["knn"] <= 1
+    assert 0 < watched[-1]["feature_std"] <= 1
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["3", "6"]
+    assert list((workdir / "tensorboard").iterdir())
+    capsys.readouterr()
+    again = pretrain(config, workdir)
+    assert int(again.step) == 6
+    assert "is finished: step 6 of 6" in capsys.readouterr().out
+    assert read_metrics(workdir) == rows
+
+
+def test_resumes_where_it_stopped_and_says_so(tmp_path, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    pretrain(short(), whole)
+    pretrain(short(**{"run.stop_step": 4}), parts)
+    capsys.readouterr()
+    pretrain(short(), parts)
+    assert f"resuming {parts} from step 4 of 6" in capsys.readouterr().out
+    ends = [[row["loss"] for row in read_metrics(d) if row["step"] == 6] for d in (whole, parts)]
+    assert ends[0] == ends[1]
+
+
+def test_refuses_another_config_but_for_the_run_group(tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    config = resolve(short())
+    claim(workdir, config)
+    with config.unlocked():
+        config.run.log_every_steps = 1
+    claim(workdir, config)
+    with config.unlocked():
+        config.hyper.temperature = 0.3
+        config.batch_size = 32
+    with pytest.raises(UserError, match=r"batch_size: 64 -> 32; hyper.temperature: 0.5 -> 0.3"):
+        claim(workdir, config)
+
+
+def test_refuses_a_foreign_directory(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="is not empty and no run of jaxssl"):
+        pretrain(short(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"hyper.temperature": 0.0}, r"hyper.temperature=0.0 cannot be"),
+        ({"hyper.learning_rate": float("nan")}, r"hyper.learning_rate=nan cannot be"),
+        ({"batch_size": 0}, r"batch_size=0 cannot be"),
+        ({"batch_size": 100_000}, r"batch_size=100000 leaves no step"),
+        ({"batch_size": 63, "run.num_devices": 2}, r"batch_size 63 does not divide over 2 dev"),
+        ({"run.num_devices": 99}, r"99 devices were asked for but 8 are visible"),
+        ({"data_seed": 2**32}, r"data_seed=4294967296 is out of range"),
+        ({"method.name": "simclr2"}, r"method.name='simclr2' is unknown: .*moco_v2, simclr, sup"),
+        ({"views.policy": "zoom"}, r"views.policy='zoom' is unknown"),
+        ({"data.name": "no_such_set"}, r"no_such_set"),
+        ({"monitor.layer": "logits"}, r"monitor.layer='logits' is unknown.*pooled, projection"),
+        ({"schedule.warmup_epochs": 9.0}, r"schedule.warmup_epochs is 9 of 4"),
+        ({"optimizer.name": "sgdd"}, r"optimizer.name"),
+        ({"encoder.name": "resnet99"}, r"encoder.name"),
+    ],
+)
+def test_bad_values_are_refused_in_one_sentence_and_leave_nothing(tmp_path, change, sentence):
+    workdir = tmp_path / "run"
+    if "monitor.layer" in change:
+        change = change | {"monitor.knn_every_epochs": 1.0}
+    with pytest.raises(UserError, match=sentence) as caught:
+        pretrain(short(**change), workdir)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("checkpoints/*"))
+
+
+def test_a_nan_loss_ends_the_run_and_keeps_the_checkpoints(tmp_path):
+    workdir = tmp_path / "run"
+    pretrain(short(**{"run.stop_step": 3}), workdir)
+    blown = short(**{"hyper.learning_rate": 1e30})
+    # The same directory with a rate that must fail, as if the fault came later.
+    (workdir / "config.json").write_text(
+        (workdir / "config.json")
+        .read_text()
+        .replace('"learning_rate": 0.12', '"learning_rate": 1e+30')
+    )
+    with pytest.raises(UserError, match=r"at step \d+|not finite"):
+        pretrain(blown, workdir)
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--config", "configs/none.py"], "config file 'configs/none.py' does not exist"),
+        (["--config", "configs/quickstart.py:depth=3"], "config argument 'depth' is unknown"),
+        (["--config", "configs/quickstart.py:size=big"], "size='big' is not int"),
+        (["--config", "configs/quickstart.py", "--config.hyper.tau=1"], "config has no key"),
+        (["--config", "configs/quickstart.py", "--config.seed=x"], "config.seed=x"),
+        (["--config", "configs/quickstart.py", "--wrong=1"], "Unknown command line flag 'wrong'"),
+        ([], "config"),
+    ],
+)
+def test_bad_command_lines_end_in_one_sentence(tmp_path, arguments, sentence):
+    done = program(*arguments, "--workdir", str(tmp_path / "run"))
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert sentence in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_same_seed_same_run(tmp_path):
+    losses = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        pretrain(short(seed=seed), tmp_path / name)
+        losses.append([row["loss"] for row in read_metrics(tmp_path / name) if "loss" in row])
+    assert losses[0] == losses[1]
+    assert np.abs(np.subtract(losses[0], losses[2])).max() > 1e-3

@@ -1,0 +1,92 @@
+"""Two processes of one device do what one process of two devices does."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from kill_and_resume import checkpoint_arrays, metric_rows
+from tiny import config_for
+
+from jaxssl.pretrain import pretrain
+
+HOUSE = pathlib.Path(__file__).parent.parent
+PROGRAM = """
+import pathlib, sys
+import jax
+import numpy as np
+from jaxssl import data, distributed, pretrain
+from jaxssl.training import step as step_module
+from tiny import config_for
+
+workdir = pathlib.Path(sys.argv[1])
+config = config_for("moco_v2")
+with config.unlocked():
+    config.run.stop_step = 6
+    config.run.checkpoint_every_steps = 3
+    config.run.log_every_steps = 2
+    config.run.distributed = True
+    config.monitor.protocol = "dino"
+    config.monitor.knn_every_epochs = 0.25
+pretrain.pretrain(config, workdir)
+print("devices", jax.device_count(), jax.local_device_count())
+"""
+
+
+def test_two_processes_equal_one(tmp_path):
+    pair, single = tmp_path / "pair", tmp_path / "single"
+    done = subprocess.run(
+        [sys.executable, "launch/local.py", "2", sys.executable, "-c", PROGRAM, str(pair)],
+        cwd=HOUSE,
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": f"{HOUSE}:{HOUSE / 'tests'}",
+            "JAX_COMPILATION_CACHE_DIR": str(HOUSE / ".jax_cache"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "devices 2 1" in done.stdout
+    config = config_for("moco_v2")
+    with config.unlocked():
+        config.run.stop_step = 6
+        config.run.checkpoint_every_steps = 3
+        config.run.log_every_steps = 2
+        config.run.num_devices = 2
+        config.monitor.protocol = "dino"
+        config.monitor.knn_every_epochs = 0.25
+    pretrain(config, single)
+    ours, theirs = checkpoint_arrays(pair), checkpoint_arrays(single)
+    assert ours.keys() == theirs.keys()
+    # The same programs on the same shards; only the library that adds the two shares differs.
+    for name, array in ours.items():
+        np.testing.assert_allclose(array, theirs[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    rows = [metric_rows(pair), metric_rows(single)]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    for a, b in zip(*rows, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_allclose(a[key], b[key], rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+def test_a_failing_process_ends_the_job():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "launch/local.py",
+            "2",
+            sys.executable,
+            "-c",
+            "import os, sys, time; sys.exit(3) if os.environ['JAX_PROCESS_ID'] == '1' "
+            "else time.sleep(60)",
+        ],
+        cwd=HOUSE,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 3

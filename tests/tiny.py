@@ -1,0 +1,58 @@
+"""The smallest real runs: digits of 8x8 pixels, a net of a few thousand weights, three methods."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs.pretrain import moco_v2, simclr, supervised
+from configs.quickstart import get_config as quickstart
+from jaxssl.augment.views import make_policy
+from jaxssl.data.pipeline import training_rows
+from jaxssl.data.sources import load
+from jaxssl.pretrain import make_spec, resolve
+from jaxssl.training.state import Blueprint
+
+METHODS = ("simclr", "moco_v2", "supervised")
+RECIPES = {"simclr": simclr, "moco_v2": moco_v2, "supervised": supervised}
+BATCH = 64
+
+
+def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> ConfigDict:
+    """A shipped recipe's method on the quickstart's data, views and encoder, all of them small."""
+    config = quickstart(f"batch={BATCH},width=4,size=8,epochs={epochs}")
+    recipe = RECIPES[method].get_config()
+    with config.unlocked():
+        config.method = recipe.method
+        config.hyper = recipe.hyper
+        config.encoder.dtype = dtype
+        config.schedule.warmup_epochs = 0.0
+        config.run.checkpoint_every_steps = 10
+        config.run.log_every_steps = 5
+        if method == "moco_v2":
+            config.method.queue_size = 2 * BATCH
+            config.method.head.out_dim = 16
+            config.encoder.bn_groups = 8
+    return config.lock()
+
+
+class Run:
+    """What a program has in its hands before the first step."""
+
+    def __init__(self, config: ConfigDict):
+        self.config = resolve(config)
+        self.source = load(self.config.data, "train")
+        self.policy = make_policy(
+            self.config.views, self.config.normalize, self.source.original_split
+        )
+        self.blueprint = Blueprint.of(self.config, make_spec(self.config, self.source, self.policy))
+
+    def batch(self, step: int) -> dict:
+        """The global batch of a step, on the host."""
+        size, seed = self.config.batch_size, self.config.data_seed
+        return self.source.gather(*training_rows(step, size, len(self.source), seed))
+
+    def views(self, step: int):
+        """The views of a step as NumPy arrays."""
+        made = jax.jit(self.policy)(self.batch(step), jnp.uint32(self.config.data_seed))
+        return jax.tree.map(np.asarray, made)

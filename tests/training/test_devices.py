@@ -1,0 +1,106 @@
+"""One device and eight compute the same step, and eight share the work."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import tree_distance
+from tiny import BATCH, METHODS, Run, config_for
+
+from jaxssl.distributed import data_mesh, global_batch, replicated, sharded
+from jaxssl.training.state import traced_scalars
+from jaxssl.training.step import compile_step, loss_and_gradient, make_step
+
+DEVICES = (1, 2, 8)
+
+
+def gradient_on(run: Run, num_devices: int):
+    """Loss, gradient and new variables of one step from the same state and the same views."""
+    mesh = data_mesh(num_devices)
+    state = run.blueprint.create(run.config.init_seed, mesh)
+    views = run.views(0)
+    rows = jax.tree.map(lambda x: jax.device_put(x, sharded(mesh)), views)
+
+    def gradient(state, views, hyper):
+        return loss_and_gradient(run.blueprint.graph, state, views, hyper)
+
+    whole = replicated(mesh)
+    jitted = jax.jit(gradient, in_shardings=(whole, sharded(mesh), whole), out_shardings=whole)
+    loss, _, gradient, rest = jitted(state, rows, traced_scalars(run.config))
+    keys_as_data = jax.tree.map(
+        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
+        rest,
+    )
+    return jax.device_get((loss, gradient, keys_as_data))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_shards_are_not_identical(method):
+    """The tests below would prove nothing if the devices held copies of one shard."""
+    first = Run(config_for(method)).views(0).images[0].reshape(8, BATCH // 8, -1)
+    differences = np.abs(first[:, None] - first[None]).max(axis=(2, 3))
+    assert (differences + np.eye(8) > 0.1).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_and_gradient_in_float64(method):
+    with jax.enable_x64(True):
+        run = Run(config_for(method, "float64"))
+        one_loss, one_gradient, one_rest = gradient_on(run, 1)
+        for leaf in jax.tree.leaves(one_gradient):
+            assert leaf.dtype == np.float64
+        for num_devices in DEVICES[1:]:
+            loss, gradient, rest = gradient_on(run, num_devices)
+            assert abs(loss - one_loss) <= 1e-9 * abs(one_loss)
+            assert tree_distance(gradient, one_gradient) <= 1e-9
+            assert tree_distance(rest, one_rest) <= 1e-9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_and_gradient_in_float32(method):
+    run = Run(config_for(method))
+    one_loss, one_gradient, _ = gradient_on(run, 1)
+    for num_devices in DEVICES[1:]:
+        loss, gradient, _ = gradient_on(run, num_devices)
+        assert abs(loss - one_loss) <= 1e-5 * abs(one_loss)
+        assert tree_distance(gradient, one_gradient) <= 1e-4
+
+
+def compiled(run: Run, num_devices: int):
+    mesh = data_mesh(num_devices)
+    state = run.blueprint.create(run.config.init_seed, mesh)
+    step = compile_step(make_step(run.blueprint, run.policy), mesh)
+    return step, mesh, state
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_work_is_shared(method):
+    """Wrong sharding gives right numbers slowly: FLOPs a device must fall as 1 / devices."""
+    run = Run(config_for(method))
+    flops = {}
+    for num_devices in DEVICES:
+        step, mesh, state = compiled(run, num_devices)
+        batch = global_batch(mesh, run.batch(0))
+        lowered = step.lower(state, batch, traced_scalars(run.config))
+        flops[num_devices] = lowered.compile().cost_analysis()["flops"]
+    # What every device does for itself: the optimizer, the teacher, the queue.
+    for num_devices in DEVICES[1:]:
+        assert flops[num_devices] <= 1.25 * flops[1] / num_devices, flops
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_twenty_steps(method):
+    """Parameters, optimizer, queue and teacher stay together; float32 rounding grows slowly."""
+    run = Run(config_for(method))
+    ends = {}
+    for num_devices in DEVICES:
+        step, mesh, state = compiled(run, num_devices)
+        for number in range(20):
+            batch = global_batch(mesh, run.batch(number))
+            state, _ = step(state, batch, traced_scalars(run.config))
+        assert int(state.step) == 20
+        ends[num_devices] = jax.device_get((state.params, state.optimizer))
+        start = run.blueprint.create(run.config.init_seed, mesh).params
+        assert tree_distance(ends[num_devices][0], start) > 0.05  # it has moved far more
+    for num_devices in DEVICES[1:]:
+        assert tree_distance(ends[num_devices], ends[1]) <= 2e-3

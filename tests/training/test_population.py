@@ -1,0 +1,65 @@
+"""One compiled step serves a population over seed, temperature and learning rate."""
+
+import jax
+import numpy as np
+import pytest
+from tiny import Run, config_for
+
+from jaxssl.distributed import data_mesh, global_batch
+from jaxssl.training.state import traced_scalars
+from jaxssl.training.step import compile_step, make_step
+
+STEPS = 3
+
+
+def member(method: str, **changes):
+    config = config_for(method)
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return Run(config)
+
+
+def arrays(state):
+    state = jax.tree.map(
+        lambda x: (
+            jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        ),
+        state,
+    )
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+@pytest.mark.parametrize("method", ["simclr", "moco_v2"])
+def test_two_members_are_two_runs_and_compile_once(method):
+    mesh = data_mesh(2)
+    members = [
+        member(method),
+        member(
+            method,
+            **{"init_seed": 7, "hyper.temperature": 0.9, "hyper.learning_rate": 0.02},
+        ),
+    ]
+    # The population: one init, one step, both built for the first member.
+    shared = members[0].blueprint
+    init = jax.jit(shared.init)
+    step = compile_step(make_step(shared, members[0].policy), mesh)
+    hypers = [traced_scalars(run.config) for run in members]
+    states = [
+        jax.device_put(init(hyper["init_seed"]), jax.tree.leaves(shared.abstract(mesh))[0].sharding)
+        for hyper in hypers
+    ]
+    for number in range(STEPS):
+        batch = global_batch(mesh, members[0].batch(number))
+        states = [step(s, batch, h)[0] for s, h in zip(states, hypers, strict=True)]
+    assert init._cache_size() == 1
+    assert step._cache_size() == 1
+    # The runs: each builds everything for itself.
+    for run, together, hyper in zip(members, states, hypers, strict=True):
+        alone = run.blueprint.create(run.config.init_seed, mesh)
+        own = compile_step(make_step(run.blueprint, run.policy), mesh)
+        for number in range(STEPS):
+            alone, _ = own(alone, global_batch(mesh, run.batch(number)), hyper)
+        for a, b in zip(arrays(alone), arrays(together), strict=True):
+            assert a.tobytes() == b.tobytes()
+    first, second = (np.concatenate([x.ravel() for x in arrays(s.params)]) for s in states)
+    assert np.abs(first - second).max() > 0.01
