@@ -95,7 +95,7 @@ def memory(tfds_dir: pathlib.Path, runs: int) -> None:
 
 
 def make_folder(root: pathlib.Path) -> None:
-    """64 smooth JPEGs, which take about as long to decode as photographs."""
+    """64 smooth JPEGs of the size that ImageNet photographs usually have."""
     rng = np.random.default_rng(0)
     (root / "train" / "noise").mkdir(parents=True)
     for number in range(64):

@@ -6,13 +6,14 @@ image is (0, 0, H, W). Boxes may be fractional.
 
 import functools
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 Filter = Literal["bilinear", "bicubic"]
+FILTERS: tuple[Filter, ...] = get_args(Filter)
 
 # Half width of each filter, in output pixels when shrinking and input pixels when enlarging.
 _SUPPORT: dict[str, int] = {"bilinear": 1, "bicubic": 2}

@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt, UInt8
 from ml_collections import ConfigDict
 
 from jaxssl.augment import ops
-from jaxssl.augment.resample import Filter, random_crop_box, resized_crop
-from jaxssl.errors import choose
+from jaxssl.augment.resample import FILTERS, Filter, random_crop_box, resized_crop
+from jaxssl.errors import UserError, choose
 from jaxssl.randomness import Purpose, Split, sample_keys
 
 
@@ -97,6 +97,27 @@ class Augmentation:
     solarize_p: float = 0.0  # invert what is bright
     solarize_threshold: float = 0.5  # from here on, in [0, 1]
 
+    def __post_init__(self) -> None:
+        """Refuses what no operation can do.
+
+        Raises:
+          UserError: naming the field.
+        """
+        low, high = self.crop_scale
+        probabilities = ("flip_p", "jitter_p", "grayscale_p", "blur_p", "solarize_p")
+        rules = [(name, 0 <= getattr(self, name) <= 1, "from 0 to 1") for name in probabilities]
+        rules += [
+            ("size", self.size > 0, "positive"),
+            ("crop_scale", 0 < low <= high <= 1, "two fractions above 0 and up to 1, in order"),
+            ("crop_ratio", 0 < self.crop_ratio[0] <= self.crop_ratio[1], "positive and in order"),
+            ("crop_filter", self.crop_filter in FILTERS, f"one of {', '.join(FILTERS)}"),
+            ("hue", 0 <= self.hue <= 0.5, "from 0 to 1/2"),
+            ("blur_kernel_size", self.blur_kernel_size % 2 == 1, "odd"),
+        ]
+        for name, holds, rule in rules:
+            if not holds:
+                raise UserError(f"{name}={getattr(self, name)!r} cannot be: it must be {rule}.")
+
 
 def augment_view(
     images: Float[Array, "b h w c"], keys: Key[Array, " b"], augmentation: Augmentation
@@ -112,11 +133,11 @@ def augment_view(
       The views, float32 in [0, 1] and not normalised; the crop boxes; which are mirrored.
 
     Raises:
-      ValueError: if a colour operation is on and the images have not 3 channels.
+      UserError: if a colour operation is on and the images have not 3 channels.
     """
     channels = images.shape[-1]
     if channels != 3 and (augmentation.jitter_p > 0 or augmentation.grayscale_p > 0):
-        raise ValueError(
+        raise UserError(
             f"colour jitter and grayscale need RGB images, 3 channels, and these have {channels}: "
             "set jitter_p=0 and grayscale_p=0 in the augmentation."
         )
@@ -220,7 +241,7 @@ def multi_view(
       std: of each channel, divided by after that; empty for none.
 
     Raises:
-      ValueError: if a colour operation is on and the images have not 3 channels, or ``mean`` and
+      UserError: if a colour operation is on and the images have not 3 channels, or ``mean`` and
         ``std`` have neither none nor one value a channel.
     """
     index, epoch = batch["index"], batch["epoch"]
@@ -286,12 +307,12 @@ def normalize(
     """(images - mean) / std, channel by channel; either may be empty, for none.
 
     Raises:
-      ValueError: if one has another number of values than the images have channels.
+      UserError: if one has another number of values than the images have channels.
     """
     channels = images.shape[-1]
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (0, channels):
-            raise ValueError(
+            raise UserError(
                 f"{name} has {len(values)} values for images of {channels} channels: give one a "
                 "channel, or () for none."
             )

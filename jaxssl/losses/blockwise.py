@@ -85,6 +85,7 @@ def cross_logsumexp(
     if _is_plain(rows.shape[0], keys.shape[0], block_size):
         logits = _dot(rows, keys.T)
         return jax.nn.logsumexp(logits, axis=1, where=allowed(row_tags, key_tags))
+    rows, keys = varying_like(rows, keys), varying_like(keys, rows)
     return _cross_blockwise(allowed, block_size or DEFAULT_BLOCK, rows, keys, row_tags, key_tags)
 
 
@@ -281,8 +282,7 @@ def _cross_backward(allowed: Allowed, block: int, residuals: tuple, cotangent: A
         )
         return key_gradient, row_gradient
 
-    start = varying_like(jnp.zeros_like(key_tiles[0]), rows)
-    key_gradient, row_gradient = jax.lax.scan(sweep, start, row_tiles)
+    key_gradient, row_gradient = jax.lax.scan(sweep, jnp.zeros_like(key_tiles[0]), row_tiles)
     return (
         _untile(row_gradient, rows.shape[0]),
         _untile(key_gradient, keys.shape[0]),

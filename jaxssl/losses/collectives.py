@@ -44,10 +44,10 @@ def varying_like(
 ) -> Shaped[Array, "*shape"]:
     """``x`` as varying over the mapped axes that ``other`` varies over.
 
-    ``shard_map`` wants a loop to start from the type that it ends with.
+    ``shard_map`` wants a loop to start from the type that it ends with, and a cotangent to have the
+    type of its primal. Adding a zero made like ``other`` casts; XLA removes it.
     """
-    axes = tuple(jax.typeof(other).vma - jax.typeof(x).vma)
-    return jax.lax.pcast(x, axes, to="varying") if axes else x
+    return x + jnp.zeros_like(other, dtype=x.dtype, shape=())
 
 
 def check_negatives(count: int, axis_name: AxisName) -> None:

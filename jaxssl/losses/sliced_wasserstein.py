@@ -244,7 +244,7 @@ def _tie_means(x: Float[Array, "p n"], y: Float[Array, "p n"]) -> Float[Array, "
         count = count + jnp.where(joined, count[:, ahead], 0)
         return jnp.any(joined), 2 * stride, total, count
 
-    unfinished = varying_like(jnp.array(True), x)
+    unfinished = jnp.full_like(x, True, dtype=bool, shape=())
     count = varying_like(jnp.ones(y.shape, int), x)
     start = (unfinished, jnp.array(1), varying_like(y, x), count)
     _, _, total, count = jax.lax.while_loop(more, double, start)

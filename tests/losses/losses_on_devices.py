@@ -6,9 +6,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxssl import losses
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from jaxssl import losses
 
 BATCH, FEATURES, CELLS, CLASSES = 16, 6, 3, 4
 
@@ -174,6 +175,11 @@ def value_and_gradients(chosen, axis_name):
     return run
 
 
+def averaged(out):
+    """Gradients averaged over devices; the values are the same on each."""
+    return {name: (value, jax.lax.pmean(slope, "data")) for name, (value, slope) in out.items()}
+
+
 def _mesh(count):
     return jax.make_mesh((count,), ("data",), (AxisType.Auto,), devices=jax.devices()[:count])
 
@@ -181,19 +187,15 @@ def _mesh(count):
 def under_jit(chosen, count):
     mesh = _mesh(count)
     rows, same = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
-    run = jax.jit(value_and_gradients(chosen, None), in_shardings=(same, rows), out_shardings=same)
-    return run
+    run = value_and_gradients(chosen, None)
+    return jax.jit(run, in_shardings=(same, rows), out_shardings=same)
 
 
 def under_shard_map(chosen, count, check_vma):
     """Gradient inside the mapped function, averaged over devices."""
 
     def local(parameters, batch):
-        out = value_and_gradients(chosen, "data")(parameters, batch)
-        return {
-            name: (value, jax.lax.pmean(gradient, "data"))
-            for name, (value, gradient) in out.items()
-        }
+        return averaged(value_and_gradients(chosen, "data")(parameters, batch))
 
     specs = {"mesh": _mesh(count), "in_specs": (P(), P("data")), "out_specs": P()}
     return jax.jit(jax.shard_map(local, check_vma=check_vma, **specs))
@@ -215,11 +217,7 @@ def outside_shard_map(chosen, count):
 
 def under_pmap(chosen, count):
     def local(parameters, batch):
-        out = value_and_gradients(chosen, "data")(parameters, batch)
-        return {
-            name: (value, jax.lax.pmean(gradient, "data"))
-            for name, (value, gradient) in out.items()
-        }
+        return averaged(value_and_gradients(chosen, "data")(parameters, batch))
 
     mapped = jax.pmap(local, "data", in_axes=(None, 0), devices=jax.devices()[:count])
 
