@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from configs.pretrain import moco_v2, simclr, supervised
@@ -53,6 +52,5 @@ class Run:
         return self.source.gather(*training_rows(step, size, len(self.source), seed))
 
     def views(self, step: int):
-        """The views of a step as NumPy arrays."""
-        made = jax.jit(self.policy)(self.batch(step), jnp.uint32(self.config.data_seed))
-        return jax.tree.map(np.asarray, made)
+        """The views of a step, on the first device."""
+        return jax.jit(self.policy)(self.batch(step), jnp.uint32(self.config.data_seed))

@@ -65,7 +65,7 @@ def _make(batch, data_seed, augmentations, mean, std):
 
 
 def make(batch, *augmentations, data_seed=0, mean=(), std=()):
-    return _make(batch, data_seed, augmentations, mean, std)
+    return _make(batch, jnp.uint32(data_seed), augmentations, mean, std)
 
 
 @functools.partial(jax.jit, static_argnames="augmentation")
@@ -103,10 +103,11 @@ def test_draws_and_views_do_not_depend_on_the_devices(batch, count):
     assert_same_bits(draws(index), draws(batch["index"]))
 
     recipes = {"augmentations": (EVERYTHING, CROP), "mean": (), "std": ()}
+    seed = jnp.uint32(0)
     on_devices = jax.device_put(batch, devices(count))
-    alone = _make.lower(batch, 0, **recipes).compile()
-    shared = _make.lower(on_devices, 0, **recipes).compile()
-    seen, expected = shared(on_devices, 0), alone(batch, 0)
+    alone = _make.lower(batch, seed, **recipes).compile()
+    shared = _make.lower(on_devices, seed, **recipes).compile()
+    seen, expected = shared(on_devices, seed), alone(batch, seed)
     for name in ("boxes", "flipped", "index", "epoch", "targets"):
         assert_same_bits(getattr(seen, name), getattr(expected, name))
     # White noise is the worst image: what XLA rounds otherwise for another shape is amplified by
@@ -152,7 +153,7 @@ def test_views_differ_between_epochs_samples_views_and_seeds(batch):
 
 def test_data_seed_may_be_traced(batch):
     for seed in (0, 5):
-        traced = make(batch, CROP, data_seed=jnp.uint32(seed))
+        traced = make(batch, CROP, data_seed=seed)
         keys = sample_keys(seed, Purpose.VIEW, Split.TRAIN, batch["epoch"], batch["index"], 0)
         images, boxes, flipped = views.augment_view(views.to_float(batch["image"]), keys, CROP)
         assert_same_bits((traced.boxes[0], traced.flipped[0]), (boxes, flipped))

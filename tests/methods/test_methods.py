@@ -11,7 +11,7 @@ from jaxssl.distributed import data_mesh
 from jaxssl.errors import UserError
 from jaxssl.methods import Spec, build_method
 from jaxssl.methods.method import Queue, Teacher, follow, make_teacher
-from jaxssl.training.state import merge, split, traced_scalars
+from jaxssl.training.state import merge, traced_scalars
 from jaxssl.training.step import compile_step, loss_and_gradient, make_step
 
 KEY = jax.random.key(0)
@@ -190,7 +190,7 @@ def test_follow_and_make_teacher():
     teacher = make_teacher(student)
     assert isinstance(teacher.kernel, Teacher)
     assert isinstance(student.kernel, nnx.Param)
-    _, params, rest = split(teacher)
+    _, params, rest = nnx.split(teacher, nnx.Param, ...)
     assert not jax.tree.leaves(params)
     assert len(jax.tree.leaves(rest)) == 2
     start = np.asarray(teacher.kernel[...])

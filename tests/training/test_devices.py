@@ -14,6 +14,14 @@ from jaxssl.training.step import compile_step, loss_and_gradient, make_step
 DEVICES = (1, 2, 8)
 
 
+def without_keys(tree):
+    """Typed keys as the integers behind them."""
+    return jax.tree.map(
+        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
+        tree,
+    )
+
+
 def gradient_on(run: Run, num_devices: int):
     """Loss, gradient and new variables of one step from the same state and the same views."""
     mesh = data_mesh(num_devices)
@@ -27,11 +35,7 @@ def gradient_on(run: Run, num_devices: int):
     whole = replicated(mesh)
     jitted = jax.jit(gradient, in_shardings=(whole, sharded(mesh), whole), out_shardings=whole)
     loss, _, gradient, rest = jitted(state, rows, traced_scalars(run.config))
-    keys_as_data = jax.tree.map(
-        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
-        rest,
-    )
-    return jax.device_get((loss, gradient, keys_as_data))
+    return jax.device_get((loss, gradient, without_keys(rest)))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -76,31 +80,44 @@ def compiled(run: Run, num_devices: int):
 @pytest.mark.parametrize("method", METHODS)
 def test_work_is_shared(method):
     """Wrong sharding gives right numbers slowly: FLOPs a device must fall as 1 / devices."""
-    run = Run(config_for(method))
+    config = config_for(method)
+    with config.unlocked():
+        # Large enough for what every device does alone (optimizer, teacher) to be a few percent.
+        config.batch_size = 512
+        if method == "moco_v2":
+            config.method.queue_size = 512
+    run = Run(config)
     flops = {}
     for num_devices in DEVICES:
         step, mesh, state = compiled(run, num_devices)
         batch = global_batch(mesh, run.batch(0))
         lowered = step.lower(state, batch, traced_scalars(run.config))
         flops[num_devices] = lowered.compile().cost_analysis()["flops"]
-    # What every device does for itself: the optimizer, the teacher, the queue.
     for num_devices in DEVICES[1:]:
-        assert flops[num_devices] <= 1.25 * flops[1] / num_devices, flops
+        assert flops[num_devices] <= 1.2 * flops[1] / num_devices, flops
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_twenty_steps(method):
-    """Parameters, optimizer, queue and teacher stay together; float32 rounding grows slowly."""
-    run = Run(config_for(method))
+def test_state_after_twenty_steps(method):
+    """Parameters, optimizer, queue and teacher stay together.
+
+    In float64: in float32 a single ReLU whose input is within rounding of zero falls on another
+    side sooner or later, which for so small a net moves the next gradient by a tenth.
+    """
     ends = {}
-    for num_devices in DEVICES:
-        step, mesh, state = compiled(run, num_devices)
-        for number in range(20):
-            batch = global_batch(mesh, run.batch(number))
-            state, _ = step(state, batch, traced_scalars(run.config))
-        assert int(state.step) == 20
-        ends[num_devices] = jax.device_get((state.params, state.optimizer))
-        start = run.blueprint.create(run.config.init_seed, mesh).params
-        assert tree_distance(ends[num_devices][0], start) > 0.05  # it has moved far more
+    with jax.enable_x64(True):
+        run = Run(config_for(method, "float64"))
+        for num_devices in DEVICES:
+            step, mesh, state = compiled(run, num_devices)
+            start = jax.device_get(state.params)
+            for number in range(20):
+                batch = global_batch(mesh, run.batch(number))
+                state, _ = step(state, batch, traced_scalars(run.config))
+            assert int(state.step) == 20
+            ends[num_devices] = jax.device_get(
+                (state.params, state.optimizer, without_keys(state.rest))
+            )
+            assert tree_distance(ends[num_devices][0], start) > 0.05  # it has moved far more
     for num_devices in DEVICES[1:]:
-        assert tree_distance(ends[num_devices], ends[1]) <= 2e-3
+        for mine, other in zip(ends[num_devices], ends[1], strict=True):
+            assert tree_distance(mine, other) <= 1e-8

@@ -10,9 +10,9 @@ from jaxssl.errors import UserError
 from jaxssl.methods import METHODS
 from jaxssl.methods.method import Counter
 from jaxssl.methods.simclr import SimCLR
-from jaxssl.training import state as state_module
+from jaxssl.reporting import MetricWriter, Progress, read_metrics
 from jaxssl.training.loop import Cadence, Reporter
-from jaxssl.training.state import Blueprint, merge, traced_scalars
+from jaxssl.training.state import merge, traced_scalars
 from jaxssl.training.step import make_epoch_hook
 
 
@@ -40,36 +40,29 @@ def test_cadence_of_a_config():
     assert Cadence.of(config, num_examples=100, total_steps=50).stop == 50
 
 
-class Written:
-    def __init__(self):
-        self.rows = []
-
-    def write(self, step, values):
-        self.rows.append((step, dict(values)))
-
-    def update(self, step, values):
-        pass
+@pytest.fixture
+def reporter(tmp_path):
+    with MetricWriter(tmp_path, None) as writer, Progress(10, 0, 8, active=False) as progress:
+        yield Reporter(writer, progress, batch_size=8)
 
 
-def test_reporter_writes_what_it_held_and_its_rate():
-    written = Written()
-    reporter = Reporter(written, Written(), batch_size=8)
+def test_reporter_writes_what_it_held_and_its_rate(reporter, tmp_path):
     reporter.flush()
-    assert written.rows == []
+    assert read_metrics(tmp_path) == []
     for step in (5, 10):
         reporter.hold(step, {"loss": jnp.float32(step)})
-        assert len(written.rows) == step // 5 - 1
+        assert len(read_metrics(tmp_path)) == step // 5 - 1
         reporter.flush()
-    assert [step for step, _ in written.rows] == [5, 10]
-    assert "images_per_second" not in written.rows[0][1]
-    assert written.rows[1][1]["images_per_second"] > 0
+    rows = read_metrics(tmp_path)
+    assert [(row["step"], row["loss"]) for row in rows] == [(5, 5.0), (10, 10.0)]
+    assert "images_per_second" not in rows[0]
+    assert rows[1]["images_per_second"] > 0
     reporter.flush()
-    assert len(written.rows) == 2
+    assert len(read_metrics(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_reporter_refuses_a_loss_that_is_not_finite(loss):
-    reporter = Reporter(Written(), Written(), batch_size=8)
+def test_reporter_refuses_a_loss_that_is_not_finite(loss, reporter):
     reporter.hold(5, {"loss": jnp.float32(loss)})
     with pytest.raises(UserError, match=r"loss is (nan|inf) at step 5.*learning_rate"):
         reporter.flush()
@@ -101,5 +94,3 @@ def test_epoch_hook(monkeypatch):
     method = merge(run.blueprint.graph, state.params, state.rest)
     assert int(method.seen[...]) == 5
     assert float(method.drawn[...]) != first
-    assert isinstance(run.blueprint, Blueprint)
-    assert state_module.split(method)[1] is not None

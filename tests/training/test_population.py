@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny import Run, config_for
 
-from jaxssl.distributed import data_mesh, global_batch
+from jaxssl.distributed import data_mesh, global_batch, replicated
 from jaxssl.training.state import traced_scalars
 from jaxssl.training.step import compile_step, make_step
 
@@ -19,6 +19,20 @@ def member(method: str, **changes):
     return Run(config)
 
 
+@pytest.fixture
+def lowerings():
+    """Counts programs that are lowered, which precedes every compilation, cached or not."""
+    seen = []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 def arrays(state):
     state = jax.tree.map(
         lambda x: (
@@ -30,7 +44,7 @@ def arrays(state):
 
 
 @pytest.mark.parametrize("method", ["simclr", "moco_v2"])
-def test_two_members_are_two_runs_and_compile_once(method):
+def test_two_members_are_two_runs_and_compile_once(method, lowerings):
     mesh = data_mesh(2)
     members = [
         member(method),
@@ -41,18 +55,18 @@ def test_two_members_are_two_runs_and_compile_once(method):
     ]
     # The population: one init, one step, both built for the first member.
     shared = members[0].blueprint
-    init = jax.jit(shared.init)
+    init = jax.jit(shared.init, out_shardings=replicated(mesh))
     step = compile_step(make_step(shared, members[0].policy), mesh)
     hypers = [traced_scalars(run.config) for run in members]
-    states = [
-        jax.device_put(init(hyper["init_seed"]), jax.tree.leaves(shared.abstract(mesh))[0].sharding)
-        for hyper in hypers
-    ]
-    for number in range(STEPS):
-        batch = global_batch(mesh, members[0].batch(number))
-        states = [step(s, batch, h)[0] for s, h in zip(states, hypers, strict=True)]
-    assert init._cache_size() == 1
-    assert step._cache_size() == 1
+    states, compiled = [], []
+    for hyper in hypers:
+        state = init(hyper["init_seed"])
+        for number in range(STEPS):
+            state, _ = step(state, global_batch(mesh, members[0].batch(number)), hyper)
+        states.append(jax.block_until_ready(state))
+        compiled.append(len(lowerings))
+    assert compiled[0] >= 2
+    assert compiled[1] == compiled[0]
     # The runs: each builds everything for itself.
     for run, together, hyper in zip(members, states, hypers, strict=True):
         alone = run.blueprint.create(run.config.init_seed, mesh)
