@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxssl.augment.views import Augmentation
+from jaxssl.augment.augmentation import Augmentation
 from jaxssl.errors import UserError
 from jaxssl.training.optim import DECAY_ALL, EXCLUDE_BIAS_AND_NORM
 
@@ -69,7 +69,7 @@ def data_group() -> ConfigDict:
 def view_group(augmentations: tuple[Augmentation, ...]) -> ConfigDict:
     """Groups view1, view2 ... of a preset or of one's own, every number open to a change.
 
-    The leaves and their units are those of `jaxssl.augment.views.Augmentation`.
+    The leaves and their units are those of `jaxssl.augment.augmentation.Augmentation`.
     """
     views = ConfigDict({"policy": "multi_view"})
     for number, augmentation in enumerate(augmentations, 1):

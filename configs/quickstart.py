@@ -12,7 +12,7 @@ Arguments: size (views, pixels), epochs, seed.
 from ml_collections import ConfigDict
 
 from configs.common import arguments, base_config, view_group
-from jaxssl.augment.views import Augmentation
+from jaxssl.augment.augmentation import Augmentation
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

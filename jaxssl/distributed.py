@@ -72,7 +72,7 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def global_batch(mesh: Mesh, local_batch: Mapping[str, Any]) -> dict[str, Any]:
-    """This process's rows of a batch, as global arrays sharded over ``data``.
+    """The rows of a batch that this process read, as global arrays sharded over ``data``.
 
     Args:
       mesh: the mesh of `data_mesh`.

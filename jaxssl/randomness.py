@@ -56,7 +56,8 @@ def sample_keys(
       view: number of the view, from 0.
 
     Returns:
-      Typed keys [B]; entry i depends on (data_seed, purpose, split, epoch[i], index[i], view) alone.
+      Typed keys [B]; entry i depends on (data_seed, purpose, split, view) and on its own epoch
+      and index alone.
     """
     stream = jax.random.key(data_seed)
     for word in (purpose, split, view):

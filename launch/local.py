@@ -32,7 +32,7 @@ def launch(count: int, command: list[str]) -> int:
             "JAX_NUM_PROCESSES": str(count),
             "JAX_PROCESS_ID": str(number),
         }
-        output = tempfile.TemporaryFile() if number else None
+        output = tempfile.TemporaryFile() if number else None  # noqa: SIM115 (read at the end)
         processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
         outputs.append(output)
     while True:

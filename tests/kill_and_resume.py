@@ -1,4 +1,4 @@
-"""Kills a pretraining run again and again until it is done, and compares it with an undisturbed one.
+"""Kills a pretraining run again and again, and compares it with an undisturbed one.
 
     python tests/kill_and_resume.py --method moco_v2 --kills 100
 
@@ -73,12 +73,12 @@ def run_with_kills(method: str, workdir: pathlib.Path, kills: int, seed: int) ->
     while report.kills < kills:
         report.restored_from.append(newest(workdir))
         process = start(method, workdir)
-        # Rows are cut when a run resumes, so wait for the size to settle before watching it.
-        size, begun = rows(workdir), False
-        while process.poll() is None and not begun:
+        # Rows come every five steps; their number falls first, when a resumed run cuts them.
+        size, growths, wanted = rows(workdir), 0, draw.randint(1, 8)
+        while process.poll() is None and growths < wanted:
             time.sleep(0.005)
-            begun, size = rows(workdir) > size, rows(workdir)
-        time.sleep(draw.uniform(0.0, 0.35))
+            growths, size = growths + (rows(workdir) > size), rows(workdir)
+        time.sleep(draw.uniform(0.0, 0.3))
         if process.poll() is not None:
             break  # it finished first; the comparison is still worth making
         process.send_signal(signal.SIGKILL)

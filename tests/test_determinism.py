@@ -7,7 +7,8 @@ import pytest
 from tiny import Run, config_for
 
 from configs.common import view_group
-from jaxssl.augment.views import make_policy, simclr_imagenet
+from jaxssl.augment.augmentation import simclr_imagenet
+from jaxssl.augment.views import make_policy
 from jaxssl.data.pipeline import train_batches
 from jaxssl.distributed import data_mesh, global_batch, replicated, sharded
 from jaxssl.randomness import Purpose, Split, host_bits, permutation, sample_keys, step_key
@@ -48,7 +49,8 @@ def batches_of(run, batch_size, processes):
 def run():
     """Every operation on, over colour images."""
     made = Run(config_for("simclr"))
-    colour = np.random.default_rng(0).integers(0, 256, (len(made.source), 12, 12, 3), np.uint8)
+    coarse = np.random.default_rng(0).integers(0, 256, (len(made.source), 4, 4, 3), np.uint8)
+    colour = coarse.repeat(3, axis=1).repeat(3, axis=2)
     source = made.source
     object.__setattr__(source, "images", colour)
     object.__setattr__(source, "image_shape", (12, 12, 3))

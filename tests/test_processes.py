@@ -15,9 +15,7 @@ HOUSE = pathlib.Path(__file__).parent.parent
 PROGRAM = """
 import pathlib, sys
 import jax
-import numpy as np
-from jaxssl import data, distributed, pretrain
-from jaxssl.training import step as step_module
+from jaxssl import pretrain
 from tiny import config_for
 
 workdir = pathlib.Path(sys.argv[1])
@@ -73,6 +71,12 @@ def test_two_processes_equal_one(tmp_path):
             np.testing.assert_allclose(a[key], b[key], rtol=1e-4, atol=1e-6, err_msg=key)
 
 
+WAITS_BUT_FOR_ONE = """
+import os, sys, time
+sys.exit(3) if os.environ["JAX_PROCESS_ID"] == "1" else time.sleep(60)
+"""
+
+
 def test_a_failing_process_ends_the_job():
     done = subprocess.run(
         [
@@ -81,8 +85,7 @@ def test_a_failing_process_ends_the_job():
             "2",
             sys.executable,
             "-c",
-            "import os, sys, time; sys.exit(3) if os.environ['JAX_PROCESS_ID'] == '1' "
-            "else time.sleep(60)",
+            WAITS_BUT_FOR_ONE,
         ],
         cwd=HOUSE,
         capture_output=True,

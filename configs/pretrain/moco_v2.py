@@ -18,7 +18,7 @@ Arguments: dataset, batch, epochs, width, size (views, pixels), queue, symmetric
 from ml_collections import ConfigDict
 
 from configs.common import arguments, base_config, view_group
-from jaxssl.augment.views import moco_cifar
+from jaxssl.augment.augmentation import moco_cifar
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

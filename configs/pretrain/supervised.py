@@ -14,7 +14,7 @@ Arguments: dataset, batch, epochs, width, size (views, pixels).
 from ml_collections import ConfigDict
 
 from configs.common import arguments, base_config, view_group
-from jaxssl.augment.views import simclr_cifar
+from jaxssl.augment.augmentation import simclr_cifar
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

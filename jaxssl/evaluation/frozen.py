@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from jaxssl.augment.views import Augmentation, augment_view, evaluation_view, normalize, to_float
+from jaxssl.augment.augmentation import Augmentation
+from jaxssl.augment.views import augment_view, evaluation_view, normalize, to_float
 from jaxssl.checkpoint import CheckpointReader
 from jaxssl.distributed import replicated
 from jaxssl.evaluation.features import Batch, Embed

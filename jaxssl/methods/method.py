@@ -13,6 +13,7 @@ from typing import ClassVar
 import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
+from ml_collections import ConfigDict
 
 from jaxssl.augment.views import Views
 from jaxssl.errors import UserError
@@ -42,10 +43,7 @@ class Spec:
 
 
 class Method(nnx.Module):
-    """Base class of every method; a subclass sets ``encoder`` in its ``__init__``.
-
-    A subclass is built as ``Subclass(config, encoder, spec, rngs)`` where ``config`` is the
-    ``method`` group of the config and ``encoder`` an encoder that is already built.
+    """Base class of every method.
 
     Attributes:
       HYPER: names of the traced scalars that the method reads from ``hyper``.
@@ -53,7 +51,17 @@ class Method(nnx.Module):
     """
 
     HYPER: ClassVar[tuple[str, ...]] = ()
-    encoder: Encoder
+
+    def __init__(self, config: ConfigDict, encoder: Encoder, spec: Spec, rngs: nnx.Rngs):
+        """Keeps the encoder; a subclass builds what else it needs.
+
+        Args:
+          config: the ``method`` group of the config.
+          encoder: already built.
+          spec: what the data and the run are like.
+          rngs: source of initial values.
+        """
+        self.encoder = encoder
 
     def embed(self, views: Views) -> dict[str, Array]:
         """All network work: a pytree of arrays that lead with the batch, in training mode."""

@@ -39,7 +39,7 @@ class MoCo(Method):
     def __init__(self, config: ConfigDict, encoder: Encoder, spec: Spec, rngs: nnx.Rngs):
         self.symmetric = config.symmetric
         self.shuffle = config.shuffle
-        self.encoder = encoder
+        super().__init__(config, encoder, spec, rngs)
         self.head = build_head(config.head, encoder, rngs)
         self.teacher_encoder = make_teacher(self.encoder)
         self.teacher_head = make_teacher(self.head)

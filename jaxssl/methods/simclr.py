@@ -21,7 +21,7 @@ class SimCLR(Method):
     HYPER = ("temperature",)
 
     def __init__(self, config: ConfigDict, encoder: Encoder, spec: Spec, rngs: nnx.Rngs):
-        self.encoder = encoder
+        super().__init__(config, encoder, spec, rngs)
         self.head = build_head(config.head, encoder, rngs)
 
     def embed(self, views: Views) -> dict[str, Array]:

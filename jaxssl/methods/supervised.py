@@ -21,7 +21,7 @@ class Supervised(Method):
                 "method supervised needs labels but the data set has none: choose a labelled set "
                 "or a self-supervised method."
             )
-        self.encoder = encoder
+        super().__init__(config, encoder, spec, rngs)
         self.classifier = nnx.Linear(
             encoder.feature_dim,
             spec.num_classes,

@@ -11,8 +11,9 @@ from PIL import Image
 from support import unchecked
 
 from jaxssl.augment import ops, views
+from jaxssl.augment.augmentation import PRESETS, Augmentation, byol, crop_flip
 from jaxssl.augment.resample import resized_crop
-from jaxssl.augment.views import PRESETS, Augmentation, Views
+from jaxssl.augment.views import Views
 from jaxssl.errors import UserError
 from jaxssl.randomness import Purpose, Split, sample_keys
 
@@ -38,7 +39,7 @@ EVERYTHING = Augmentation(
     blur_kernel_size=5,
     solarize_p=0.2,
 )
-CROP = views.crop_flip(16)[0]
+CROP = crop_flip(16)[0]
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_one_operation_leaves_the_draws_of_the_others_alone(batch, changed, fiel
 
 def test_shares_of_the_asymmetric_recipe():
     n = 4000
-    first, second = (draws(jnp.arange(n, dtype=jnp.int32), recipe) for recipe in views.byol(224))
+    first, second = (draws(jnp.arange(n, dtype=jnp.int32), recipe) for recipe in byol(224))
     shares = [
         (0.5, first.flipped),
         (0.8, first.jittered),

@@ -1,0 +1,368 @@
+"""Time and memory of the losses beside their peers', in one run on one machine.
+
+    python benchmarks/losses.py [--only nt_xent swd uniformity memory compile] [--out FILE.json]
+
+Runs of all contestants alternate and the median counts; memory is measured in a process of its own
+for each. Peers that are not installed are skipped with a line that says so: torch (CPU build),
+lightly, pytorch-metric-learning, POT, ott-jax.
+"""
+
+import argparse
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+from jaxssl import losses
+
+TEMPERATURE = 0.1
+FEATURES = 128
+PEERS = {
+    "torch": "torch",
+    "lightly": "lightly",
+    "pytorch_metric_learning": "pytorch-metric-learning",
+    "ot": "POT",
+    "ott": "ott-jax",
+    "optax": "optax",
+}
+Contestants = dict[str, Callable[[], object]]
+
+
+def installed(module: str) -> bool:
+    """Whether a peer can be run; says so if not."""
+    if importlib.util.find_spec(module) is None:
+        print(f"  skipped: {PEERS[module]} is not installed")
+        return False
+    return True
+
+
+def views(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Two noisy views of ``count / 2`` images."""
+    rng = np.random.default_rng(seed)
+    base = rng.normal(size=(count // 2, FEATURES))
+    return tuple(
+        np.float32(base + 0.5 * rng.normal(size=base.shape))
+        for _ in range(2)
+    )  # fmt: skip
+
+
+# NT-Xent ------------------------------------------------------------------------------------------
+
+
+def naive_nt_xent(z1: jax.Array, z2: jax.Array) -> jax.Array:
+    """The full matrix, as it is usually written."""
+    z = jnp.concatenate([z1, z2])
+    z = z / jnp.linalg.norm(z, axis=1, keepdims=True)
+    logits = z @ z.T / TEMPERATURE
+    logits = jnp.where(jnp.eye(len(z), dtype=bool), -jnp.inf, logits)
+    positive = jnp.sum(z * jnp.roll(z, len(z1), axis=0), axis=1) / TEMPERATURE
+    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - positive)
+
+
+def optax_nt_xent(z1: jax.Array, z2: jax.Array) -> jax.Array:
+    import optax
+
+    z = jnp.concatenate([z1, z2])
+    z = z / jnp.linalg.norm(z, axis=1, keepdims=True)
+    return optax.losses.ntxent(z, jnp.tile(jnp.arange(len(z1)), 2), TEMPERATURE)
+
+
+def jax_step(loss: Callable, *arrays: np.ndarray) -> Callable[[], object]:
+    """Value and gradient, compiled and run once."""
+    arrays = tuple(jnp.asarray(x) for x in arrays)
+    places = tuple(range(len(arrays)))
+    program = jax.jit(jax.value_and_grad(loss, argnums=places)).lower(*arrays).compile()
+    return lambda: jax.block_until_ready(program(*arrays))
+
+
+def torch_step(loss: Callable, *arrays: np.ndarray) -> Callable[[], object]:
+    """Value and gradient."""
+    import torch
+
+    tensors = [torch.from_numpy(x).requires_grad_() for x in arrays]
+
+    def run() -> float:
+        for tensor in tensors:
+            tensor.grad = None
+        value = loss(*tensors)
+        value.backward()
+        return value.detach().item()
+
+    return run
+
+
+def lightly_step(z1: np.ndarray, z2: np.ndarray) -> Callable[[], object]:
+    from lightly.loss import NTXentLoss
+
+    return torch_step(NTXentLoss(temperature=TEMPERATURE), z1, z2)
+
+
+def metric_learning_step(z1: np.ndarray, z2: np.ndarray) -> Callable[[], object]:
+    import torch
+    from pytorch_metric_learning.losses import NTXentLoss
+
+    loss, labels = NTXentLoss(temperature=TEMPERATURE), torch.arange(len(z1)).repeat(2)
+    return torch_step(lambda a, b: loss(torch.cat([a, b]), labels), z1, z2)
+
+
+OURS = functools.partial(losses.nt_xent, temperature=TEMPERATURE)
+NT_XENT = {
+    "ours": (None, functools.partial(jax_step, OURS)),
+    "naive JAX": (None, functools.partial(jax_step, naive_nt_xent)),
+    "lightly": ("lightly", lightly_step),
+    "pytorch-metric-learning": ("pytorch_metric_learning", metric_learning_step),
+    "optax": ("optax", functools.partial(jax_step, optax_nt_xent)),
+}
+# Beyond these sizes a peer takes minutes or all memory.
+LARGEST = {"optax": 1024, "pytorch-metric-learning": 1024}
+
+
+def nt_xent_contestants(count: int) -> Contestants:
+    """Each peer's step on ``count`` embeddings."""
+    arrays, chosen = views(count), {}
+    for name, (module, step) in NT_XENT.items():
+        if count <= LARGEST.get(name, count) and (module is None or installed(module)):
+            chosen[name] = step(*arrays)
+    return chosen
+
+
+# Sliced Wasserstein -------------------------------------------------------------------------------
+
+
+def naive_swd(h: jax.Array) -> jax.Array:
+    """Two float sorts, differentiated by JAX."""
+    first, second = jax.random.split(jax.random.key(0))
+    directions = jnp.linalg.qr(jax.random.normal(first, (h.shape[1],) * 2))[0]
+    prior = jax.random.normal(second, h.shape)
+    return jnp.mean((jnp.sort(h @ directions, axis=0) - jnp.sort(prior @ directions, axis=0)) ** 2)
+
+
+def torch_swd(h):
+    """Contiguous rows to sort, no gradient through the prior's."""
+    import torch
+
+    with torch.no_grad():
+        directions = torch.linalg.qr(torch.randn(h.shape[1], h.shape[1]))[0]
+        prior = (directions.T @ torch.randn(h.shape).T).sort(dim=1).values
+    return ((directions.T @ h.T).sort(dim=1).values - prior).square().mean()
+
+
+def pot_swd(h):
+    import ot
+    import torch
+
+    return ot.sliced_wasserstein_distance(h, torch.randn(h.shape), n_projections=h.shape[1])
+
+
+def ott_swd(h: jax.Array) -> jax.Array:
+    from ott.tools import sliced
+
+    prior = jax.random.normal(jax.random.key(1), h.shape)
+    return sliced.sliced_wasserstein(h, prior, n_proj=h.shape[1], rng=jax.random.key(0))[0]
+
+
+def swd_contestants(rows: int) -> Contestants:
+    """Distance to a normal prior over as many directions as dimensions."""
+    h = np.random.default_rng(0).normal(size=(rows, FEATURES)).astype(np.float32)
+
+    def ours(h: jax.Array) -> jax.Array:
+        return losses.sliced_wasserstein(h, key=jax.random.key(0), prior="normal")
+
+    chosen = {"ours": jax_step(ours, h), "naive JAX": jax_step(naive_swd, h)}
+    if installed("torch"):
+        chosen["torch"] = torch_step(torch_swd, h)
+        if installed("ot"):
+            chosen["POT"] = torch_step(pot_swd, h)
+    if installed("ott"):
+        chosen["ott-jax"] = jax_step(ott_swd, h)
+    return chosen
+
+
+# Uniformity ---------------------------------------------------------------------------------------
+
+
+def uniformity_contestants(rows: int, features: int) -> Contestants:
+    """The value only, as a metric of a test set."""
+    z = np.random.default_rng(0).normal(size=(rows, features)).astype(np.float32)
+    on_device = jnp.asarray(z)
+    program = jax.jit(losses.uniformity).lower(on_device).compile()
+    chosen = {"ours": lambda: program(on_device).block_until_ready()}
+    if installed("torch"):
+        import torch
+
+        unit = torch.nn.functional.normalize(torch.from_numpy(z))
+        chosen["torch.pdist"] = lambda: torch.pdist(unit).pow(2).mul(-2).exp().mean().log().item()
+    return chosen
+
+
+# Measuring ----------------------------------------------------------------------------------------
+
+
+def medians(contestants: Contestants, rounds: int) -> dict[str, float]:
+    """Median milliseconds of each, runs alternating."""
+    for run in contestants.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def report(title: str, contestants: Contestants, rounds: int) -> dict:
+    """Prints and returns medians and ratios to ours."""
+    print(title, flush=True)
+    found = medians(contestants, rounds)
+    rows = {}
+    for name, milliseconds in found.items():
+        ratio = milliseconds / found["ours"]
+        print(f"  {name:26s} {milliseconds:10.1f} ms   {ratio:6.2f} x ours", flush=True)
+        rows[name] = {"milliseconds": round(milliseconds, 2), "times_ours": round(ratio, 2)}
+    return rows
+
+
+def resident(field: str) -> float:
+    """A line of this process's status in MB: VmRSS now, VmHWM at its peak."""
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise ValueError(field)
+
+
+def memory_rise(name: str, count: int) -> None:
+    """Prints by how many MB a step raises this process's peak; compiled, inputs in place."""
+    run = NT_XENT[name][1](*views(count))
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = resident("VmRSS")
+    run()
+    print(resident("VmHWM") - before)
+
+
+def memory(cases: list[tuple[str, int]]) -> dict:
+    """Peak memory of each case in a process of its own."""
+    print("NT-Xent, rise of peak memory in a step", flush=True)
+    rows = {}
+    for name, count in cases:
+        module = NT_XENT[name][0]
+        if module is not None and not installed(module):
+            continue
+        command = [sys.executable, __file__, "--memory-of", name, str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rise = float(done.stdout.splitlines()[-1])
+        print(f"  {name:26s} N={count:<7d} {rise:8.1f} MB", flush=True)
+        rows[f"{name} N={count}"] = round(rise, 1)
+    return rows
+
+
+def temporaries(loss: Callable, count: int) -> float:
+    """MiB that a compiled step allocates beside its arguments and results."""
+    shape = jax.ShapeDtypeStruct((count // 2, FEATURES), jnp.float32)
+    program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(shape, shape).compile()
+    return program.memory_analysis().temp_size_in_bytes / 2**20
+
+
+def compiled_memory() -> dict:
+    """Temporaries of ours and of the full matrix."""
+    print("NT-Xent, temporaries of the compiled step", flush=True)
+    rows = {}
+    for count in (4096, 8192, 32768, 262144):
+        ours = temporaries(OURS, count)
+        rows[f"ours N={count}"] = round(ours, 1)
+        line = f"  N={count:<7d} ours {ours:8.1f} MiB"
+        if count <= 8192:
+            naive = temporaries(naive_nt_xent, count)
+            rows[f"naive JAX N={count}"] = round(naive, 1)
+            line += f"   naive JAX {naive:8.1f} MiB   {naive / ours:5.1f} x ours"
+        print(line, flush=True)
+    return rows
+
+
+def environment() -> dict:
+    """What the figures hold for."""
+    versions = {}
+    for name in ("jax", "jaxlib", "numpy", *PEERS.values()):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=pathlib.Path(__file__).parent,
+        check=False,
+    )
+    processor = next(
+        (
+            line.split(":")[1].strip()
+            for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {
+        "command": " ".join(["python", "benchmarks/losses.py", *sys.argv[1:]]),
+        "commit": commit.stdout.strip() or None,
+        "device": jax.devices()[0].device_kind,
+        "hardware": f"{os.cpu_count()} CPU cores, {processor}",
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "versions": versions,
+        "peak_of_this_process_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+SECTIONS = ("nt_xent", "swd", "uniformity", "memory", "compile")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--memory-of", nargs=2, metavar=("WHO", "N"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        memory_rise(arguments.memory_of[0], int(arguments.memory_of[1]))
+        return
+    found: dict = {}
+    if "nt_xent" in arguments.only:
+        for count in (1024, 4096, 8192):
+            title = f"NT-Xent, value and gradient, N={count} d={FEATURES}"
+            found[title] = report(title, nt_xent_contestants(count), arguments.rounds)
+    if "swd" in arguments.only:
+        title = f"Sliced Wasserstein, value and gradient, b=4096 d={FEATURES}"
+        found[title] = report(title, swd_contestants(4096), arguments.rounds)
+    if "uniformity" in arguments.only:
+        title = "Uniformity, value, 10000 x 512"
+        found[title] = report(title, uniformity_contestants(10_000, 512), 3)
+    if "memory" in arguments.only:
+        cases = [(name, 8192) for name in ("ours", "naive JAX", "lightly")] + [("ours", 32768)]
+        found["NT-Xent, rise of peak memory in a step, MB"] = memory(cases)
+    if "compile" in arguments.only:
+        found["NT-Xent, temporaries of the compiled step, MiB"] = compiled_memory()
+    found["environment"] = environment()
+    print(json.dumps(found["environment"], indent=1))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The recipe of one view, and those that papers publish."""
+
+import dataclasses
+from collections.abc import Callable
+
+from jaxssl.augment.resample import FILTERS, Filter
+from jaxssl.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """The recipe of one view, in the order in which it is applied; ``p`` are probabilities.
+
+    The colour operations (jitter, grayscale) need 3 channels.
+    """
+
+    size: int  # side of the view, pixels
+    crop_scale: tuple[float, float]  # area of the crop, fraction of the image's
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of the crop
+    crop_filter: Filter = "bicubic"
+    crop_antialias: bool = True  # widen the filter where the crop shrinks
+    crop_subpixel: bool = False  # fractional crop boxes; torchvision's are whole pixels
+    flip_p: float = 0.5  # mirror left and right
+    jitter_p: float = 0.0  # brightness, contrast, saturation and hue, in random order
+    brightness: float = 0.0  # factor uniform in [max(0, 1 - x), 1 + x]
+    contrast: float = 0.0  # likewise
+    saturation: float = 0.0  # likewise
+    hue: float = 0.0  # shift uniform in [-x, x], fraction of the circle, at most 1/2
+    grayscale_p: float = 0.0  # luma in all three channels
+    blur_p: float = 0.0  # Gaussian blur
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels of the view
+    blur_kernel_size: int = 23  # taps along an axis, odd
+    solarize_p: float = 0.0  # invert what is bright
+    solarize_threshold: float = 0.5  # from here on, in [0, 1]
+
+    def __post_init__(self) -> None:
+        """Refuses what no operation can do.
+
+        Raises:
+          UserError: naming the field.
+        """
+        low, high = self.crop_scale
+        probabilities = ("flip_p", "jitter_p", "grayscale_p", "blur_p", "solarize_p")
+        rules = [(name, 0 <= getattr(self, name) <= 1, "from 0 to 1") for name in probabilities]
+        rules += [
+            ("size", self.size > 0, "positive"),
+            ("crop_scale", 0 < low <= high <= 1, "two fractions above 0 and up to 1, in order"),
+            ("crop_ratio", 0 < self.crop_ratio[0] <= self.crop_ratio[1], "positive and in order"),
+            ("crop_filter", self.crop_filter in FILTERS, f"one of {', '.join(FILTERS)}"),
+            ("hue", 0 <= self.hue <= 0.5, "from 0 to 1/2"),
+            ("blur_kernel_size", self.blur_kernel_size % 2 == 1, "odd"),
+        ]
+        for name, holds, rule in rules:
+            if not holds:
+                raise UserError(f"{name}={getattr(self, name)!r} cannot be: it must be {rule}.")
+
+
+def simclr_imagenet(size: int) -> tuple[Augmentation, ...]:
+    """SimCLR (arXiv:2002.05709) on ImageNet: colour strength 1, blur over a tenth of the side.
+
+    Boxes are torchvision's (log-uniform aspect), where the authors' TensorFlow code has its own.
+    """
+    # The authors' rule, 23 taps at 224.
+    kernel_size = 2 * ((size // 10) // 2) + 1
+    view = dataclasses.replace(
+        _simclr(size, strength=1.0), blur_p=0.5, blur_kernel_size=kernel_size
+    )
+    return (view, view)
+
+
+def simclr_cifar(size: int) -> tuple[Augmentation, ...]:
+    """SimCLR (arXiv:2002.05709, B.9) on CIFAR-10: colour strength 1/2, no blur."""
+    view = _simclr(size, strength=0.5)
+    return (view, view)
+
+
+def _simclr(size: int, strength: float) -> Augmentation:
+    return Augmentation(
+        size=size,
+        crop_scale=(0.08, 1.0),
+        jitter_p=0.8,
+        brightness=0.8 * strength,
+        contrast=0.8 * strength,
+        saturation=0.8 * strength,
+        hue=0.2 * strength,
+        grayscale_p=0.2,
+    )
+
+
+def moco_v2(size: int) -> tuple[Augmentation, ...]:
+    """MoCo v2 (arXiv:2003.04297) on ImageNet; bilinear, as torchvision's default is."""
+    view = Augmentation(
+        size=size,
+        crop_scale=(0.2, 1.0),
+        crop_filter="bilinear",
+        jitter_p=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        grayscale_p=0.2,
+        blur_p=0.5,
+    )
+    return (view, view)
+
+
+def moco_cifar(size: int) -> tuple[Augmentation, ...]:
+    """The MoCo authors' CIFAR-10 demo: crops from .08, no blur."""
+    view = dataclasses.replace(moco_v2(size)[0], crop_scale=(0.08, 1.0), blur_p=0.0)
+    return (view, view)
+
+
+def byol(size: int) -> tuple[Augmentation, ...]:
+    """BYOL (arXiv:2006.07733, table 6): two views that differ in blur and solarization."""
+    view = Augmentation(
+        size=size,
+        crop_scale=(0.08, 1.0),
+        jitter_p=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.2,
+        hue=0.1,
+        grayscale_p=0.2,
+    )
+    return (
+        dataclasses.replace(view, blur_p=1.0),
+        dataclasses.replace(view, blur_p=0.1, solarize_p=0.2),
+    )
+
+
+def crop_flip(size: int) -> tuple[Augmentation, ...]:
+    """One view, cropped and mirrored: what a linear probe is trained on."""
+    return (Augmentation(size=size, crop_scale=(0.08, 1.0)),)
+
+
+PRESETS: dict[str, Callable[[int], tuple[Augmentation, ...]]] = {
+    "simclr_imagenet": simclr_imagenet,
+    "simclr_cifar": simclr_cifar,
+    "moco_v2": moco_v2,
+    "moco_cifar": moco_cifar,
+    "byol": byol,
+    "crop_flip": crop_flip,
+}

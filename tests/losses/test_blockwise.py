@@ -1,0 +1,128 @@
+"""The blockwise forms: equal to the full matrix, linear in memory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import tree_distance
+
+from jaxssl import losses
+
+FULL = 10**6
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+PAIRS = {
+    "nt_xent": losses.nt_xent,
+    "cross_view": losses.cross_view_nt_xent,
+    "decoupled": functools.partial(losses.decoupled_nt_xent, weight=0.3),
+    "supcon_outside": lambda z1, z2, **options: losses.supcon(
+        z1, z2, jnp.arange(len(z1)) % 5, **options
+    ),
+    "supcon_inside": lambda z1, z2, **options: losses.supcon(
+        z1, z2, jnp.arange(len(z1)) % 5, positives="inside", **options
+    ),
+    "info_nce": lambda z1, z2, **options: losses.info_nce(z1, z2[:, ::-1], 2 + z2, **options),
+    "uniformity": lambda z1, z2, temperature, **options: losses.uniformity(
+        jnp.concatenate([z1, z2]), t=1 / temperature, **options
+    ),
+    "dense": lambda z1, z2, **options: losses.dense_info_nce(
+        z1[:24].reshape(6, 4, -1), z2[:24].reshape(6, 4, -1), **options
+    ),
+}
+
+
+@functools.cache
+def compiled(name, block_size):
+    def loss(z1, z2, temperature):
+        return PAIRS[name](z1, z2, temperature=temperature, block_size=block_size)
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 0.1, 0.5, 1.0, 10.0])
+@pytest.mark.parametrize("name", PAIRS)
+def test_blockwise_equals_the_full_matrix(name, temperature):
+    z1, z2 = draw(27, 5), draw(27, 5, seed=1)
+    z2 = z1 + z2  # positives at all angles
+    value, slopes = compiled(name, FULL)(z1, z2, jnp.float32(temperature))
+    for block in (1, 7, 16, 53):
+        if block == 1 and temperature != 0.1:
+            continue
+        ours, our_slopes = compiled(name, block)(z1, z2, jnp.float32(temperature))
+        np.testing.assert_allclose(ours, value, rtol=1e-6)
+        assert tree_distance(our_slopes[:2], slopes[:2]) < 1e-6
+        np.testing.assert_allclose(our_slopes[2], slopes[2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_blockwise_equals_the_full_matrix_in_float64(name):
+    with jax.enable_x64(True):
+        z1, z2 = (x.astype(jnp.float64) for x in (draw(27, 5), draw(27, 5, seed=1)))
+        full = compiled(name, FULL)(z1, z2, jnp.float64(0.02))
+        tiles = compiled(name, 7)(z1, z2, jnp.float64(0.02))
+        assert tree_distance(tiles, full) < 1e-13
+
+
+def test_both_branches_of_the_gradient_agree_at_their_border():
+    """Rows whose logsumexp lie further apart than float32's exponents take the other branch."""
+    z1 = jnp.concatenate([jnp.ones((10, 4)), draw(10, 4)])
+    z2 = z1 + 1e-3 * draw(20, 4, seed=1)
+    with jax.enable_x64(True):
+        exact = compiled("decoupled", FULL)
+        wide = [x.astype(jnp.float64) for x in (z1, z2)]
+        golden = {t: exact(*wide, jnp.float64(t)) for t in (0.02, 0.005, 0.001)}
+    for temperature, (value, slopes) in golden.items():
+        ours, our_slopes = compiled("decoupled", 8)(z1, z2, jnp.float32(temperature))
+        np.testing.assert_allclose(ours, value, rtol=3e-6)
+        assert tree_distance(our_slopes[:2], slopes[:2]) < 1e-5 / temperature**0.5
+
+
+def test_extreme_temperature_neither_overflows_nor_vanishes():
+    z1, z2 = draw(40, 8), draw(40, 8, seed=1)
+    for block in (FULL, 16):
+        value, slopes = compiled("nt_xent", block)(z1, z2, jnp.float32(1e-3))
+        assert np.isfinite(value)
+        assert all(np.all(np.isfinite(x)) for x in slopes)
+        assert np.linalg.norm(slopes[0]) > 1
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "dense"])
+def test_memory_is_linear(name):
+    """Temporaries double with the batch; those of the full matrix grow fourfold."""
+
+    def temporaries(rows, block):
+        shape = jax.ShapeDtypeStruct((rows, 8), jnp.float32)
+        scalar = jax.ShapeDtypeStruct((), jnp.float32)
+        program = compiled(name, block).lower(shape, shape, scalar).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(2048, 128) < 2.3 * temporaries(1024, 128)
+    assert temporaries(2048, 128) < 2048 * 2048 * 4 / 4
+    assert temporaries(1024, FULL) > 1024 * 1024 * 4
+
+
+def test_a_large_batch_chooses_tiles_by_itself():
+    z = jax.ShapeDtypeStruct((4096, 8), jnp.float32)
+    loss = functools.partial(losses.nt_xent, temperature=0.1)
+    program = jax.jit(jax.grad(loss)).lower(z, z).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 8192 * 8192 * 4 / 8
+
+
+@pytest.mark.slow
+def test_a_quarter_million_embeddings_compile_below_one_gibibyte():
+    z = jax.ShapeDtypeStruct((131072, 128), jnp.float32)
+    loss = functools.partial(losses.nt_xent, temperature=0.1)
+    program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(z, z).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 2**30
+
+
+def test_the_full_matrix_can_be_differentiated_twice():
+    z1, z2 = draw(4, 3), draw(4, 3, seed=1)
+    hessian = jax.hessian(lambda z: losses.nt_xent(z, z2, temperature=0.5))(z1)
+    assert np.all(np.isfinite(hessian))

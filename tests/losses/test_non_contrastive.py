@@ -1,0 +1,97 @@
+"""Losses without negatives against their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxssl import losses
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def cosines(p, z):
+    return np.sum(p * z, axis=1) / np.linalg.norm(p, axis=1) / np.linalg.norm(z, axis=1)
+
+
+@pytest.mark.parametrize("margin", [None, 0.0, 0.6, np.linspace(0, 2, 9)])
+def test_negative_cosine_is_the_formula(margin):
+    with jax.enable_x64(True):
+        p, z = draw(9, 4), draw(9, 4, seed=1)
+        golden = -cosines(p, z)
+        if margin is not None:
+            golden = np.maximum(golden, np.asarray(margin) - 1)
+        ours = losses.negative_cosine(
+            jnp.asarray(p),
+            jnp.asarray(z),
+            margin=jnp.asarray(margin) if isinstance(margin, np.ndarray) else margin,
+        )
+        np.testing.assert_allclose(ours, golden.mean(), rtol=1e-12)
+
+
+def test_no_gradient_inside_the_margin():
+    p, z = jnp.float32(draw(50, 4)), jnp.float32(draw(50, 4, seed=1))
+    margin = jnp.linspace(0, 2, 50)
+    slope = jax.grad(losses.negative_cosine)(p, z, margin=margin)
+    free = jax.grad(losses.negative_cosine)(p, z)
+    inside = np.asarray(-cosines(p, z) < np.asarray(margin) - 1)
+    assert 10 < inside.sum() < 40
+    np.testing.assert_array_equal(slope[inside], 0)
+    np.testing.assert_array_equal(slope[~inside], free[~inside])
+
+
+def test_a_margin_a_pair_must_fit():
+    z = jnp.ones((4, 3))
+    with pytest.raises(ValueError, match=r"margin has shape \(3,\)"):
+        losses.negative_cosine(z, z, margin=np.ones(3))
+
+
+def test_byol_regression_is_the_squared_distance_of_unit_vectors():
+    with jax.enable_x64(True):
+        p, z = draw(9, 4), draw(9, 4, seed=1)
+        ours = losses.byol_regression(jnp.asarray(p), jnp.asarray(z))
+        np.testing.assert_allclose(ours, np.mean(2 - 2 * cosines(p, z)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.2])
+def test_barlow_twins_is_the_formula(epsilon):
+    with jax.enable_x64(True):
+        z1, z2 = 3 + draw(9, 4), 5 * draw(9, 4, seed=1) - 1
+        s1, s2 = ((z - z.mean(0)) / np.sqrt(z.var(0, ddof=0) + epsilon) for z in (z1, z2))
+        golden = 0.0
+        for i in range(4):
+            for j in range(4):
+                c = np.mean(s1[:, i] * s2[:, j])
+                golden += (c - 1) ** 2 if i == j else 0.0051 * c**2
+        ours = losses.barlow_twins(
+            jnp.asarray(z1), jnp.asarray(z2), off_diagonal_weight=0.0051, epsilon=epsilon
+        )
+        np.testing.assert_allclose(ours, golden, rtol=1e-12)
+
+
+def test_barlow_twins_of_decorrelated_equal_views_is_zero():
+    """The columns of a Hadamard matrix are orthogonal, centred and of unit variance."""
+    z = jnp.float32([[1, 1, 1], [-1, 1, -1], [1, -1, -1], [-1, -1, 1]])
+    np.testing.assert_allclose(losses.barlow_twins(z, z, off_diagonal_weight=1.0), 0, atol=1e-12)
+    np.testing.assert_allclose(losses.barlow_twins(z, -z, off_diagonal_weight=1.0), 12, rtol=1e-6)
+
+
+def test_barlow_twins_invariances():
+    loss = jax.jit(losses.barlow_twins)
+    z1, z2 = jnp.float32(draw(9, 4)), jnp.float32(draw(9, 4, seed=1))
+    value = loss(z1, z2, off_diagonal_weight=0.3)
+    np.testing.assert_allclose(loss(z2, z1, off_diagonal_weight=0.3), value, rtol=1e-5)
+    np.testing.assert_allclose(loss(2 * z1 + 5, z2, off_diagonal_weight=0.3), value, rtol=1e-5)
+    np.testing.assert_allclose(loss(z1[::-1], z2[::-1], off_diagonal_weight=0.3), value, rtol=1e-5)
+
+
+def test_a_constant_dimension_counts_as_uncorrelated():
+    z1, z2 = jnp.float32(draw(9, 3)).at[:, 1].set(4.0), jnp.float32(draw(9, 3, seed=1))
+    value, slope = jax.value_and_grad(losses.barlow_twins)(z1, z2, off_diagonal_weight=0.1)
+    kept = jnp.array([0, 2])
+    rest = losses.barlow_twins(z1[:, kept], z2[:, kept], off_diagonal_weight=0.1)
+    cross = np.corrcoef(np.concatenate([z1[:, kept], z2], axis=1).T)[:2, 3]
+    np.testing.assert_allclose(value, rest + 1 + 0.1 * np.sum(cross**2), rtol=1e-5)
+    assert np.all(np.isfinite(slope))

@@ -1,0 +1,232 @@
+"""Sliced Wasserstein and the generalised contrastive loss against optimal transport and formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+from support import tree_distance
+
+from jaxssl import losses
+from jaxssl.losses import sliced_wasserstein as module
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def transport_cost(x, y):
+    """Mean squared cost of the optimal assignment of two sets of numbers, by linear programming."""
+    cost = (x[:, None] - y) ** 2
+    rows, columns = scipy.optimize.linear_sum_assignment(cost)
+    return cost[rows, columns].mean()
+
+
+@pytest.mark.parametrize("num_projections", [None, 1, 3])
+@pytest.mark.parametrize("prior", module.PRIORS)
+def test_equals_optimal_transport_of_each_projection(prior, num_projections):
+    with jax.enable_x64(True):
+        h, key = 2 * draw(17, 5), jax.random.key(7)
+        direction_key, prior_key = jax.random.split(key)
+        count = num_projections or 5
+        directions = module.orthonormal_directions(direction_key, 5, count, jnp.float64)
+        sample = module.draw_prior(prior_key, prior, (17, 5), jnp.float64)
+        x, y = h @ np.asarray(directions), np.asarray(sample @ directions)
+        golden = np.mean([transport_cost(x[:, p], y[:, p]) for p in range(count)])
+        ours = losses.sliced_wasserstein(
+            jnp.asarray(h), key=key, prior=prior, num_projections=num_projections
+        )
+        np.testing.assert_allclose(ours, golden, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prior", "golden"), [("normal", 1.0), ("hypercube", 1 / 3), ("hypersphere", 1 / 64)]
+)
+def test_collapsed_features_are_at_the_priors_variance(prior, golden):
+    zeros = jnp.zeros((256, 64))
+    loss = losses.sliced_wasserstein(zeros, key=jax.random.key(0), prior=prior)
+    np.testing.assert_allclose(loss, golden, rtol=0.02)
+    if prior == "hypersphere":
+        # Rotations keep unit vectors' square sum, so a basis leaves no sampling error.
+        np.testing.assert_allclose(loss, golden, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("prior", "floor"), [("normal", 2.3e-2), ("hypercube", 7.4e-3), ("hypersphere", 3.5e-4)]
+)
+def test_a_sample_of_the_prior_is_at_the_sampling_floor(prior, floor):
+    """n = 256, d = 64, mean over draws."""
+
+    def distance(key):
+        own, other = jax.random.split(key)
+        h = module.draw_prior(own, prior, (256, 64), jnp.float32)
+        return losses.sliced_wasserstein(h, key=other, prior=prior)
+
+    mean = jax.jit(jax.vmap(distance))(jax.random.split(jax.random.key(1), 20)).mean()
+    np.testing.assert_allclose(mean, floor, rtol=0.1)
+
+
+def test_a_permutation_of_the_prior_sample_costs_nothing():
+    key = jax.random.key(3)
+    sample = module.draw_prior(jax.random.split(key)[1], "normal", (64, 8), jnp.float32)
+    order = np.random.default_rng(0).permutation(64)
+    loss, slope = jax.value_and_grad(losses.sliced_wasserstein)(
+        sample[order], key=key, prior="normal"
+    )
+    assert loss < 1e-12
+    assert jnp.abs(slope).max() < 1e-6
+
+
+def naive(h, key, prior):
+    """Two sorts, differentiated by JAX, which carries permutations."""
+    direction_key, prior_key = jax.random.split(key)
+    directions = module.orthonormal_directions(direction_key, h.shape[1], h.shape[1], h.dtype)
+    sample = module.draw_prior(prior_key, prior, h.shape, h.dtype)
+    x = jnp.sort(jnp.matmul(h, directions, precision="highest"), axis=0)
+    y = jnp.sort(jnp.matmul(sample, directions, precision="highest"), axis=0)
+    return jnp.mean((x - y) ** 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows", [1, 2, 37, 200])
+def test_gradient_is_that_of_the_sorted_differences(rows, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        h, key = jnp.asarray(draw(rows, 6), dtype), jax.random.key(2)
+        ours = jax.value_and_grad(losses.sliced_wasserstein)(h, key=key, prior="normal")
+        golden = jax.value_and_grad(naive)(h, key, "normal")
+        assert tree_distance(ours, golden) < (1e-6 if dtype == "float32" else 1e-14)
+
+
+def test_ties_share_the_mean_of_their_targets():
+    """Runs of 1, 2, 3 and 7 equal rows, and signed zeros, which tie."""
+    x = np.array([[3, 1, 3, 2, 0, 0, 2, 3, -0.0, 0, 0, -0.0, 0]])
+    y = np.sort(draw(13))
+    value, slope = jax.jit(jax.value_and_grad(module._transport_cost))(
+        jnp.float32(x), jnp.float32(y[None])
+    )
+    np.testing.assert_allclose(value, np.sum((np.sort(x[0]) - y) ** 2), rtol=1e-6)
+    for number in (0, 1, 2, 3):
+        first = np.sum(x < number)
+        run = slice(first, first + np.sum(x == number))
+        golden = 2 * (number - y[run].mean())
+        np.testing.assert_allclose(slope[x == number], golden, rtol=2e-6)
+
+
+def test_gradient_does_not_depend_on_the_order_of_equal_rows():
+    h = jnp.float32(np.repeat(draw(4, 3), [1, 2, 3, 5], axis=0))
+    key, order = jax.random.key(2), np.random.default_rng(1).permutation(11)
+    slope = jax.grad(losses.sliced_wasserstein)
+    ours = slope(h[order], key=key, prior="normal")
+    np.testing.assert_allclose(ours, slope(h, key=key, prior="normal")[order], atol=1e-7)
+
+
+def test_infinities_and_nans_reach_the_loss():
+    h = jnp.float32(draw(8, 3))
+    for bad in (jnp.nan, jnp.inf):
+        loss = losses.sliced_wasserstein(h.at[2, 1].set(bad), key=jax.random.key(0), prior="normal")
+        assert not jnp.isfinite(loss)
+
+
+def test_directions_are_orthonormal_and_haar():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    directions = jax.jit(
+        jax.vmap(lambda key: module.orthonormal_directions(key, 3, 2, jnp.float32))
+    )(keys)
+    products = jnp.einsum("kdp,kdq->kpq", directions, directions)
+    np.testing.assert_allclose(products, np.broadcast_to(np.eye(2), products.shape), atol=1e-6)
+    # Uncorrected QR fixes the sign of one entry; Haar entries have mean 0, variance 1/3 and on the
+    # sphere in three dimensions are uniform in [-1, 1]: fourth moment 1/5.
+    np.testing.assert_allclose(directions.mean(0), 0, atol=5 / np.sqrt(3 * 4000))
+    np.testing.assert_allclose((directions**2).mean(0), 1 / 3, atol=0.025)
+    np.testing.assert_allclose((directions**4).mean(0), 1 / 5, atol=0.025)
+
+
+def test_keys_renew_directions_and_prior():
+    h = jnp.float32(draw(16, 4))
+    values = {
+        float(losses.sliced_wasserstein(h, key=jax.random.key(seed), prior="hypersphere"))
+        for seed in (0, 1, 0)
+    }
+    assert len(values) == 2
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("self_term", [True, False])
+@pytest.mark.parametrize("halve", [True, False])
+@pytest.mark.parametrize("divide", [True, False])
+def test_generalized_logsumexp_is_table_1(normalize, self_term, halve, divide):
+    with jax.enable_x64(True):
+        z1, z2 = draw(5, 4), draw(5, 4, seed=1)
+        h1, h2 = (unit(z1), unit(z2)) if normalize else (z1, z2)
+        h = np.concatenate([h1, h2])
+        logits = np.exp(h @ h.T / 0.7)
+        if not self_term:
+            np.fill_diagonal(logits, 0)
+        distance = np.mean(np.log(logits.sum(1))) - np.log(4)
+        attraction = np.sum((h1 - h2) ** 2) / 5 / (2 if halve else 1) / (4 if divide else 1)
+        ours = losses.generalized_contrastive(
+            jnp.asarray(z1),
+            jnp.asarray(z2),
+            key=jax.random.key(0),
+            distribution="logsumexp",
+            weight=0.3,
+            temperature=0.7,
+            scale=1000.0,
+            normalize=normalize,
+            self_term=self_term,
+            halve_alignment=halve,
+            divide_by_dimension=divide,
+        )
+        np.testing.assert_allclose(ours, 1000 * (attraction + 0.3 * distance), rtol=1e-12)
+
+
+def test_generalized_in_the_form_of_eq_4_is_decoupled_nt_xent():
+    z1, z2 = jnp.float32(draw(5, 4)), jnp.float32(draw(5, 4, seed=1))
+    ours = losses.generalized_contrastive(
+        z1,
+        z2,
+        key=jax.random.key(0),
+        distribution="logsumexp",
+        weight=0.3,
+        temperature=0.5,
+        divide_by_dimension=False,
+        self_term=False,
+    )
+    theirs = losses.decoupled_nt_xent(z1, z2, temperature=0.5, weight=0.3)
+    # |x - y|^2 / 2 = 1 - cos, and the constant log D.
+    np.testing.assert_allclose(ours, theirs + 1 - 0.3 * np.log(4), rtol=1e-6)
+
+
+@pytest.mark.parametrize("prior", module.PRIORS)
+def test_generalized_with_a_prior_matches_both_views(prior):
+    z1, z2 = jnp.float32(draw(5, 4)), jnp.float32(draw(5, 4, seed=1))
+    key = jax.random.key(1)
+    ours = losses.generalized_contrastive(
+        z1, z2, key=key, distribution=prior, weight=2.0, normalize=False
+    )
+    both = jnp.concatenate([z1, z2])
+    distance = losses.sliced_wasserstein(both, key=key, prior=prior)
+    np.testing.assert_allclose(ours, jnp.mean((z1 - z2) ** 2) / 2 + 2 * distance, rtol=1e-6)
+
+
+def test_bad_arguments():
+    h, key = jnp.zeros((4, 3)), jax.random.key(0)
+    with pytest.raises(ValueError, match="prior='cauchy' is unknown: choose one of normal"):
+        losses.sliced_wasserstein(h, key=key, prior="cauchy")
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=f"num_projections={count}: give 1 to 3"):
+            losses.sliced_wasserstein(h, key=key, prior="normal", num_projections=count)
+    with pytest.raises(ValueError, match="distribution='swd' is unknown"):
+        losses.generalized_contrastive(h, h, key=key, distribution="swd", weight=1.0)
+
+
+def test_compiles_without_folding_a_sort():
+    """Direction and prior depend on a traced key, so no sort has constant input."""
+    h, key = jax.ShapeDtypeStruct((4096, 32), jnp.float32), jax.random.key(0)
+    run = jax.jit(lambda h, key: losses.sliced_wasserstein(h, key=key, prior="normal"))
+    text = run.lower(h, key).compile().as_text()
+    assert text.count(" sort(") == 2
