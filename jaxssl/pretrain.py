@@ -52,7 +52,7 @@ def pretrain(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     policy = make_policy(config.views, config.normalize, source.original_split)
     blueprint = Blueprint.of(config, make_spec(config, source, policy))
     cadence = Cadence.of(config, len(source), blueprint.spec.total_steps)
-    monitor = make_monitor(blueprint.graph, config, source, mesh)
+    monitor = make_monitor(blueprint, config, source, mesh)
     step = compile_step(make_step(blueprint, policy), mesh)
     claim(workdir, config)  # last of all, so that bad input leaves no directory behind
 

@@ -7,7 +7,7 @@ import pytest
 from tiny import Run, config_for
 
 from configs.common import view_group
-from jaxssl.augment.augmentation import simclr_imagenet
+from jaxssl.augment.augmentation import simclr_cifar
 from jaxssl.augment.views import make_policy
 from jaxssl.data.pipeline import train_batches
 from jaxssl.distributed import data_mesh, global_batch, replicated, sharded
@@ -47,16 +47,17 @@ def batches_of(run, batch_size, processes):
 
 @pytest.fixture(scope="module")
 def run():
-    """Every operation on, over colour images."""
+    """Every operation on, over digits in colour: each channel has a brightness of its own."""
     made = Run(config_for("simclr"))
-    coarse = np.random.default_rng(0).integers(0, 256, (len(made.source), 4, 4, 3), np.uint8)
-    colour = coarse.repeat(3, axis=1).repeat(3, axis=2)
+    tints = np.random.default_rng(0).integers(100, 256, (len(made.source), 1, 1, 3))
+    colour = (made.source.images * tints // 255).astype(np.uint8)
     source = made.source
     object.__setattr__(source, "images", colour)
-    object.__setattr__(source, "image_shape", (12, 12, 3))
-    views = view_group(simclr_imagenet(12))
+    object.__setattr__(source, "image_shape", (8, 8, 3))
+    views = view_group(simclr_cifar(12))
     with views.unlocked():
         for name in ("view1", "view2"):
+            views[name].blur_p = 0.5
             views[name].blur_kernel_size = 3
             views[name].solarize_p = 0.2
     made.policy = make_policy(views, made.config.normalize, source.original_split)

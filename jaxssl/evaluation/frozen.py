@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt
 from ml_collections import ConfigDict
 
 from jaxssl.augment.augmentation import Augmentation
@@ -33,7 +33,7 @@ def _clean_view(batch: Batch, config: ConfigDict) -> Float[Array, "b h w c"]:
 
 
 def _cropped_view(
-    batch: Batch, config: ConfigDict, seed: Int[Array, ""], epoch: Int[Array, ""]
+    batch: Batch, config: ConfigDict, seed: UInt[Array, ""], epoch: Int[Array, ""]
 ) -> Float[Array, "b h w c"]:
     """Crop and flip of pretraining's first view, its colour operations left out."""
     view = config.views.view1

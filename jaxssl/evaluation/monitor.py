@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -15,7 +16,7 @@ from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.features import Embed, extract
 from jaxssl.metrics.collapse import feature_std
 from jaxssl.metrics.knn import knn_accuracy
-from jaxssl.training.state import TrainState, merge
+from jaxssl.training.state import Blueprint, TrainState, merge
 
 
 def embedder(graph: nnx.GraphDef, config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], Embed]:
@@ -37,7 +38,7 @@ def embedder(graph: nnx.GraphDef, config: ConfigDict, mesh: Mesh) -> Callable[[T
 
 
 def make_monitor(
-    graph: nnx.GraphDef, config: ConfigDict, bank: Source, mesh: Mesh
+    blueprint: Blueprint, config: ConfigDict, bank: Source, mesh: Mesh
 ) -> Callable[[TrainState], Mapping[str, float]]:
     """The kNN monitor of a run: accuracy on ``monitor.split`` against the training images.
 
@@ -46,7 +47,7 @@ def make_monitor(
       deviation of the normalised features times sqrt(D): 0 where the encoder has collapsed.
 
     Raises:
-      UserError: if the split holds no image or the set has no labels.
+      UserError: if the split holds no image, the set has no labels, or the method no such layer.
     """
     if config.monitor.knn_every_epochs <= 0:
         return lambda state: {}
@@ -56,7 +57,10 @@ def make_monitor(
             "the kNN monitor needs labels but the data set has none: "
             "set monitor.knn_every_epochs=0."
         )
-    to_embed = embedder(graph, config, mesh)
+    to_embed = embedder(blueprint.graph, config, mesh)
+    # Traced once before training, so that a wrong layer is refused now and not after an epoch.
+    probe = {"image": np.zeros((config.batch_size, *bank.image_shape), np.uint8)}
+    jax.eval_shape(to_embed(blueprint.abstract(mesh)), probe)
 
     def monitor(state: TrainState) -> dict[str, float]:
         embed = to_embed(state)

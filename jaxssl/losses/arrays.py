@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, ScalarLike, Shaped
 
 
@@ -60,7 +61,7 @@ def check_positive(**scalars: ScalarLike) -> None:
       ValueError: naming the scalar and its value.
     """
     for name, value in scalars.items():
-        if not isinstance(value, jax.core.Tracer) and not value > 0:
+        if not isinstance(value, jax.core.Tracer) and not np.greater(value, 0):
             raise ValueError(f"{name}={value}: give a number above 0.")
 
 

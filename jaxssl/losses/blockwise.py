@@ -24,8 +24,8 @@ Allowed = Callable[[Int[Array, "r t"], Int[Array, "k t"]], Bool[Array, "r k"]]
 # Above this many logits the matrix no longer fits a cache and tiles win.
 PLAIN_LOGITS = 1024 * 1024
 DEFAULT_BLOCK = 1024
-# Exponents that far apart still multiply without leaving float32's range.
-SAFE_SPREAD = 60.0
+# Exponents that far apart may be added to one another without losing float32's last digits.
+NEAR = 16.0
 
 
 def everything(rows: Int[Array, "r t"], keys: Int[Array, "k t"]) -> Bool[Array, "r k"]:
@@ -67,7 +67,8 @@ def self_logsumexp(
     if axis_name is not None or _is_plain(z.shape[0], z.shape[0], block_size):
         keys, key_tags = gather(z, axis_name), gather(tags, axis_name)
         return cross_logsumexp(scale * z, keys, tags, key_tags, allowed, block_size)
-    return _self_blockwise(allowed, block_size or DEFAULT_BLOCK, z * jnp.sqrt(scale), tags)
+    block = block_size or DEFAULT_BLOCK
+    return _self_blockwise(allowed, block, z, varying_like(scale, z), tags)
 
 
 def cross_logsumexp(
@@ -141,7 +142,7 @@ def _tile_count(rows: int, block: int) -> int:
 def _tiles(arrays: tuple, block: int, fill: float = 0) -> tuple:
     """Each array [n, ...] as [tiles, rows of a tile, ...], rows at strides, padded at the end."""
 
-    def split(x: Shaped[Array, "n *rest"]) -> Shaped[Array, "tiles size *rest"]:
+    def split(x: Shaped[Array, " n *rest"]) -> Shaped[Array, " tiles size *rest"]:
         count = _tile_count(x.shape[0], block)
         size = _tile_count(x.shape[0], count)
         padding = [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
@@ -151,7 +152,7 @@ def _tiles(arrays: tuple, block: int, fill: float = 0) -> tuple:
     return tuple(split(x) for x in arrays)
 
 
-def _untile(x: Shaped[Array, "tiles size *rest"], rows: int) -> Shaped[Array, "n *rest"]:
+def _untile(x: Shaped[Array, " tiles size *rest"], rows: int) -> Shaped[Array, " n *rest"]:
     """The inverse of ``_tiles``, without its padding."""
     x = jnp.swapaxes(x, 0, 1)
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[:rows]
@@ -163,11 +164,11 @@ def _valid(rows: int, block: int) -> Bool[Array, "tiles size"]:
 
 def _forward(
     allowed: Allowed, block: int, rows: Array, keys: Array, row_tags: Array, key_tags: Array
-) -> Float[Array, " r"]:
-    """The blockwise logsumexp: a running maximum and sum for each row."""
+) -> tuple[Float[Array, " r"], Float[Array, " r"]]:
+    """Each row's largest logit and its sum of exponentials above that."""
     key_tiles = (*_tiles((keys, key_tags), block), _valid(keys.shape[0], block))
 
-    def sweep(row_tile: tuple) -> Array:
+    def sweep(row_tile: tuple) -> tuple[Array, Array]:
         x, tags = row_tile
 
         def add_tile(carry: tuple, tile: tuple) -> tuple[tuple, None]:
@@ -181,64 +182,67 @@ def _forward(
         # The lowest number, for minus infinity less itself is no number.
         lowest = varying_like(jnp.full(x.shape[0], jnp.finfo(x.dtype).min, x.dtype), x)
         start = (lowest, varying_like(jnp.zeros(x.shape[0], x.dtype), x))
-        (largest, total), _ = jax.lax.scan(add_tile, start, key_tiles)
-        return largest + jnp.log(total)
+        return jax.lax.scan(add_tile, start, key_tiles)[0]
 
-    return _untile(jax.lax.map(sweep, _tiles((rows, row_tags), block)), rows.shape[0])
+    largest, total = jax.lax.map(sweep, _tiles((rows, row_tags), block))
+    return _untile(largest, rows.shape[0]), _untile(total, rows.shape[0])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _self_blockwise(allowed: Allowed, block: int, x: Array, tags: Array) -> Float[Array, " r"]:
-    """``log sum_j exp(x_i . x_j)`` over the j that a symmetric ``allowed`` lets row i see."""
-    return _forward(allowed, block, x, x, tags, tags)
+def _self_blockwise(
+    allowed: Allowed, block: int, z: Array, scale: Array, tags: Array
+) -> Float[Array, " r"]:
+    """``log sum_j exp(scale z_i . z_j)`` over the j that a symmetric ``allowed`` lets row i see."""
+    return _self_forward(allowed, block, z, scale, tags)[0]
 
 
-def _self_forward(allowed: Allowed, block: int, x: Array, tags: Array) -> tuple[Array, tuple]:
-    spread = _forward(allowed, block, x, x, tags, tags)
-    return spread, (x, tags, spread)
+def _self_forward(
+    allowed: Allowed, block: int, z: Array, scale: Array, tags: Array
+) -> tuple[Array, tuple]:
+    largest, total = _forward(allowed, block, scale * z, z, tags, tags)
+    # The pair is kept, not its logsumexp: at low temperatures that has lost the sum's last digits.
+    return largest + jnp.log(total), (z, scale, tags, largest, total)
 
 
 def _self_backward(allowed: Allowed, block: int, residuals: tuple, cotangent: Array) -> tuple:
-    """dx_i = sum_j (g_i exp(s_ij - l_i) + g_j exp(s_ij - l_j)) x_j."""
-    x, tags, spread = residuals
-    lowest = jnp.min(spread)
+    """With p_ij = exp(s_ij - l_i): dz_i = scale sum_j (g_i p_ij + g_j p_ji) z_j."""
+    z, scale, tags, largest, total = residuals
+    gain = cotangent / total
+    lowest = jnp.min(largest)
 
-    def gradient(weigh: Callable, offset: Array, gain: Array) -> Array:
-        # Padded rows must weigh nothing: an infinite offset makes their exponentials vanish.
-        tiled = (
-            *_tiles((x, tags, gain), block),
-            *_tiles((offset,), block, fill=jnp.inf),
-        )
-        key_tiles = (*tiled, _valid(x.shape[0], block))
+    def gather_rows(weigh: Callable, gain: Array) -> Array:
+        # A padded row's exponentials vanish above an infinite maximum.
+        tiled = (*_tiles((z, tags, gain), block), *_tiles((largest,), block, fill=jnp.inf))
+        key_tiles = (*tiled, _valid(z.shape[0], block))
 
         def sweep(row_tile: tuple) -> Array:
-            own, own_tags, own_gain, own_offset = row_tile
+            own, own_tags, own_gain, own_largest = row_tile
 
-            def add_tile(total: Array, tile: tuple) -> tuple[Array, None]:
-                y, tile_tags, tile_gain, tile_offset, valid = tile
-                logits = _dot(own, y.T)
-                weights = weigh(logits, own_gain, own_offset, tile_gain, tile_offset)
+            def add_tile(gathered: Array, tile: tuple) -> tuple[Array, None]:
+                y, tile_tags, tile_gain, tile_largest, valid = tile
+                logits = _dot(scale * own, y.T)
+                weights = weigh(logits, own_gain, own_largest, tile_gain, tile_largest)
                 weights = jnp.where(allowed(own_tags, tile_tags) & valid, weights, 0)
-                return total + _dot(weights, y), None
+                return gathered + _dot(weights, y), None
 
             return jax.lax.scan(add_tile, jnp.zeros_like(own), key_tiles)[0]
 
-        return _untile(jax.lax.map(sweep, tiled), x.shape[0])
+        return _untile(jax.lax.map(sweep, tiled), z.shape[0])
 
-    def two_exponentials(s: Array, g: Array, o: Array, tile_g: Array, tile_o: Array) -> Array:
-        return g[:, None] * jnp.exp(s - o[:, None]) + tile_g * jnp.exp(s - tile_o)
+    def two_exponentials(s: Array, g: Array, m: Array, tile_g: Array, tile_m: Array) -> Array:
+        return g[:, None] * jnp.exp(s - m[:, None]) + tile_g * jnp.exp(s - tile_m)
 
-    def one_exponential(s: Array, g: Array, o: Array, tile_g: Array, tile_o: Array) -> Array:
+    def one_exponential(s: Array, g: Array, m: Array, tile_g: Array, tile_m: Array) -> Array:
         return jnp.exp(s - lowest) * (g[:, None] + tile_g)
 
-    # Rows whose logsumexp are near one another, as at any temperature above .04, share an exponent.
-    near = jnp.max(spread) - lowest < SAFE_SPREAD
-    dx = jax.lax.cond(
-        near,
-        lambda: gradient(one_exponential, spread, cotangent * jnp.exp(lowest - spread)),
-        lambda: gradient(two_exponentials, spread, cotangent),
+    # Rows with maxima near one another, as at all but low temperatures, share one exponential.
+    gathered = jax.lax.cond(
+        jnp.max(largest) - lowest < NEAR,
+        lambda: gather_rows(one_exponential, gain * jnp.exp(lowest - largest)),
+        lambda: gather_rows(two_exponentials, gain),
     )
-    return dx, None
+    # Each pair stands in the gathered rows once from either side.
+    return scale * gathered, jnp.sum(z * gathered) / 2, None
 
 
 _self_blockwise.defvjp(_self_forward, _self_backward)
@@ -248,47 +252,42 @@ _self_blockwise.defvjp(_self_forward, _self_backward)
 def _cross_blockwise(
     allowed: Allowed, block: int, rows: Array, keys: Array, row_tags: Array, key_tags: Array
 ) -> Float[Array, " r"]:
-    return _forward(allowed, block, rows, keys, row_tags, key_tags)
+    """``log sum_j exp(rows_i . keys_j)`` over the allowed j."""
+    return _cross_forward(allowed, block, rows, keys, row_tags, key_tags)[0]
 
 
 def _cross_forward(
     allowed: Allowed, block: int, rows: Array, keys: Array, row_tags: Array, key_tags: Array
 ) -> tuple[Array, tuple]:
-    spread = _forward(allowed, block, rows, keys, row_tags, key_tags)
-    return spread, (rows, keys, row_tags, key_tags, spread)
+    largest, total = _forward(allowed, block, rows, keys, row_tags, key_tags)
+    return largest + jnp.log(total), (rows, keys, row_tags, key_tags, largest, total)
 
 
 def _cross_backward(allowed: Allowed, block: int, residuals: tuple, cotangent: Array) -> tuple:
     """With p_ij = g_i exp(s_ij - l_i): drows = p keys, dkeys = p' rows."""
-    rows, keys, row_tags, key_tags, spread = residuals
+    rows, keys, row_tags, key_tags, largest, total = residuals
     row_tiles = (
-        *_tiles((rows, row_tags, cotangent), block),
-        *_tiles((spread,), block, fill=jnp.inf),
+        *_tiles((rows, row_tags, cotangent / total), block),
+        *_tiles((largest,), block, fill=jnp.inf),
     )
     key_tiles = (*_tiles((keys, key_tags), block), _valid(keys.shape[0], block))
 
     def sweep(key_gradient: Array, row_tile: tuple) -> tuple[Array, Array]:
-        x, tags, gain, offset = row_tile
+        x, tags, gain, highest = row_tile
 
-        def add_tile(total: Array, tile: tuple) -> tuple[Array, Array]:
+        def add_tile(row_gradient: Array, tile: tuple) -> tuple[Array, Array]:
             y, tile_tags, valid, gradient = tile
-            mask = allowed(tags, tile_tags) & valid
-            weights = gain[:, None] * jnp.exp(_dot(x, y.T) - offset[:, None])
-            weights = jnp.where(mask, weights, 0)
-            return total + _dot(weights, y), gradient + _dot(weights.T, x)
+            weights = gain[:, None] * jnp.exp(_dot(x, y.T) - highest[:, None])
+            weights = jnp.where(allowed(tags, tile_tags) & valid, weights, 0)
+            return row_gradient + _dot(weights, y), gradient + _dot(weights.T, x)
 
-        row_gradient, key_gradient = jax.lax.scan(
-            add_tile, jnp.zeros_like(x), (*key_tiles, key_gradient)
-        )
+        tiles = (*key_tiles, key_gradient)
+        row_gradient, key_gradient = jax.lax.scan(add_tile, jnp.zeros_like(x), tiles)
         return key_gradient, row_gradient
 
     key_gradient, row_gradient = jax.lax.scan(sweep, jnp.zeros_like(key_tiles[0]), row_tiles)
-    return (
-        _untile(row_gradient, rows.shape[0]),
-        _untile(key_gradient, keys.shape[0]),
-        None,
-        None,
-    )
+    gradients = _untile(row_gradient, rows.shape[0]), _untile(key_gradient, keys.shape[0])
+    return *gradients, None, None
 
 
 _cross_blockwise.defvjp(_cross_forward, _cross_backward)

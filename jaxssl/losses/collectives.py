@@ -18,7 +18,7 @@ def axis_size(axis_name: AxisName) -> int:
     return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
-def gather(x: Shaped[Array, "b *rest"], axis_name: AxisName) -> Shaped[Array, "n *rest"]:
+def gather(x: Shaped[Array, " b *rest"], axis_name: AxisName) -> Shaped[Array, " n *rest"]:
     """The rows of all shards, in the order of the global batch."""
     return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
 

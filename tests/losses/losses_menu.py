@@ -37,7 +37,7 @@ CELLS = ("h1", "h2")
 
 
 class Keyed:
-    """A loss with its key bound, made inside the call: keys cannot outlive a switch of precision."""
+    """A loss with a key made inside the call: keys do not outlive a switch of precision."""
 
     def __init__(self, loss):
         self.loss = loss

@@ -166,10 +166,10 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("loss", PAIRS.values(), ids=PAIRS.keys())
-def test_invariances(loss):
+@pytest.mark.parametrize("name", PAIRS)
+def test_invariances(name):
     """Swapping the views, permuting the images and scaling each feature vector change nothing."""
-    loss = jax.jit(loss)
+    loss = jax.jit(PAIRS[name])
     z1, z2 = jnp.float32(draw(6, 4)), jnp.float32(draw(6, 4, seed=1))
     value = loss(z1, z2)
     order = np.array([3, 1, 5, 0, 2, 4])
@@ -177,7 +177,8 @@ def test_invariances(loss):
     np.testing.assert_allclose(loss(z2, z1), value, rtol=1e-6)
     np.testing.assert_allclose(loss(z1[order], z2[order]), value, rtol=1e-6)
     np.testing.assert_allclose(loss(scales * z1, z2), value, rtol=1e-6)
-    assert abs(loss(z1, z2[order]) - value) > 1e-2 * (loss is not PAIRS["supcon"])
+    if name != "supcon":  # there, with one label, any image may pair with any
+        assert abs(loss(z1, z2[order]) - value) > 1e-2
 
 
 def test_a_dead_feature_vector_keeps_the_gradient_finite():

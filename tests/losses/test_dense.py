@@ -197,8 +197,8 @@ def test_maps_that_do_not_fit():
     h = jnp.ones((2, 3, 4))
     with pytest.raises(ValueError, match="match1 and match2 go together"):
         losses.dense_info_nce(h, h, temperature=0.1, match1=h)
+    wide = jnp.ones((2, 5, 4))
     with pytest.raises(ValueError, match="shapes differ: match1"):
-        wide = jnp.ones((2, 5, 4))
         losses.dense_info_nce(h, h, temperature=0.1, match1=wide, match2=wide)
     for option in ("matching", "negatives", "plan"):
         with pytest.raises(ValueError, match=f"{option}='all' is unknown"):

@@ -1,4 +1,4 @@
-"""Sliced Wasserstein and the generalised contrastive loss against optimal transport and formulas."""
+"""Sliced Wasserstein and the generalised contrastive loss: optimal transport and formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,12 @@ import scipy.optimize
 from support import tree_distance
 
 from jaxssl import losses
-from jaxssl.losses import sliced_wasserstein as module
+from jaxssl.losses.sliced_wasserstein import (
+    PRIORS,
+    _transport_cost,
+    draw_prior,
+    orthonormal_directions,
+)
 
 
 def draw(*shape, seed=0):
@@ -23,14 +28,14 @@ def transport_cost(x, y):
 
 
 @pytest.mark.parametrize("num_projections", [None, 1, 3])
-@pytest.mark.parametrize("prior", module.PRIORS)
+@pytest.mark.parametrize("prior", PRIORS)
 def test_equals_optimal_transport_of_each_projection(prior, num_projections):
     with jax.enable_x64(True):
         h, key = 2 * draw(17, 5), jax.random.key(7)
         direction_key, prior_key = jax.random.split(key)
         count = num_projections or 5
-        directions = module.orthonormal_directions(direction_key, 5, count, jnp.float64)
-        sample = module.draw_prior(prior_key, prior, (17, 5), jnp.float64)
+        directions = orthonormal_directions(direction_key, 5, count, jnp.float64)
+        sample = draw_prior(prior_key, prior, (17, 5), jnp.float64)
         x, y = h @ np.asarray(directions), np.asarray(sample @ directions)
         golden = np.mean([transport_cost(x[:, p], y[:, p]) for p in range(count)])
         ours = losses.sliced_wasserstein(
@@ -59,7 +64,7 @@ def test_a_sample_of_the_prior_is_at_the_sampling_floor(prior, floor):
 
     def distance(key):
         own, other = jax.random.split(key)
-        h = module.draw_prior(own, prior, (256, 64), jnp.float32)
+        h = draw_prior(own, prior, (256, 64), jnp.float32)
         return losses.sliced_wasserstein(h, key=other, prior=prior)
 
     mean = jax.jit(jax.vmap(distance))(jax.random.split(jax.random.key(1), 20)).mean()
@@ -68,7 +73,7 @@ def test_a_sample_of_the_prior_is_at_the_sampling_floor(prior, floor):
 
 def test_a_permutation_of_the_prior_sample_costs_nothing():
     key = jax.random.key(3)
-    sample = module.draw_prior(jax.random.split(key)[1], "normal", (64, 8), jnp.float32)
+    sample = draw_prior(jax.random.split(key)[1], "normal", (64, 8), jnp.float32)
     order = np.random.default_rng(0).permutation(64)
     loss, slope = jax.value_and_grad(losses.sliced_wasserstein)(
         sample[order], key=key, prior="normal"
@@ -80,8 +85,8 @@ def test_a_permutation_of_the_prior_sample_costs_nothing():
 def naive(h, key, prior):
     """Two sorts, differentiated by JAX, which carries permutations."""
     direction_key, prior_key = jax.random.split(key)
-    directions = module.orthonormal_directions(direction_key, h.shape[1], h.shape[1], h.dtype)
-    sample = module.draw_prior(prior_key, prior, h.shape, h.dtype)
+    directions = orthonormal_directions(direction_key, h.shape[1], h.shape[1], h.dtype)
+    sample = draw_prior(prior_key, prior, h.shape, h.dtype)
     x = jnp.sort(jnp.matmul(h, directions, precision="highest"), axis=0)
     y = jnp.sort(jnp.matmul(sample, directions, precision="highest"), axis=0)
     return jnp.mean((x - y) ** 2)
@@ -101,7 +106,7 @@ def test_ties_share_the_mean_of_their_targets():
     """Runs of 1, 2, 3 and 7 equal rows, and signed zeros, which tie."""
     x = np.array([[3, 1, 3, 2, 0, 0, 2, 3, -0.0, 0, 0, -0.0, 0]])
     y = np.sort(draw(13))
-    value, slope = jax.jit(jax.value_and_grad(module._transport_cost))(
+    value, slope = jax.jit(jax.value_and_grad(_transport_cost))(
         jnp.float32(x), jnp.float32(y[None])
     )
     np.testing.assert_allclose(value, np.sum((np.sort(x[0]) - y) ** 2), rtol=1e-6)
@@ -129,9 +134,7 @@ def test_infinities_and_nans_reach_the_loss():
 
 def test_directions_are_orthonormal_and_haar():
     keys = jax.random.split(jax.random.key(0), 4000)
-    directions = jax.jit(
-        jax.vmap(lambda key: module.orthonormal_directions(key, 3, 2, jnp.float32))
-    )(keys)
+    directions = jax.jit(jax.vmap(lambda key: orthonormal_directions(key, 3, 2, jnp.float32)))(keys)
     products = jnp.einsum("kdp,kdq->kpq", directions, directions)
     np.testing.assert_allclose(products, np.broadcast_to(np.eye(2), products.shape), atol=1e-6)
     # Uncorrected QR fixes the sign of one entry; Haar entries have mean 0, variance 1/3 and on the
@@ -201,7 +204,7 @@ def test_generalized_in_the_form_of_eq_4_is_decoupled_nt_xent():
     np.testing.assert_allclose(ours, theirs + 1 - 0.3 * np.log(4), rtol=1e-6)
 
 
-@pytest.mark.parametrize("prior", module.PRIORS)
+@pytest.mark.parametrize("prior", PRIORS)
 def test_generalized_with_a_prior_matches_both_views(prior):
     z1, z2 = jnp.float32(draw(5, 4)), jnp.float32(draw(5, 4, seed=1))
     key = jax.random.key(1)
