@@ -9,7 +9,7 @@ lightly, pytorch-metric-learning, POT, ott-jax.
 
 import argparse
 import functools
-import importlib
+import importlib.abc
 import importlib.metadata
 import importlib.util
 import json
@@ -21,7 +21,9 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 
 import jax
 import jax.numpy as jnp
@@ -55,10 +57,8 @@ def views(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Two noisy views of ``count / 2`` images."""
     rng = np.random.default_rng(seed)
     base = rng.normal(size=(count // 2, FEATURES))
-    return tuple(
-        np.float32(base + 0.5 * rng.normal(size=base.shape))
-        for _ in range(2)
-    )  # fmt: skip
+    first, second = (np.float32(base + 0.5 * rng.normal(size=base.shape)) for _ in range(2))
+    return first, second
 
 
 # NT-Xent ------------------------------------------------------------------------------------------
@@ -72,6 +72,20 @@ def naive_nt_xent(z1: jax.Array, z2: jax.Array) -> jax.Array:
     logits = jnp.where(jnp.eye(len(z), dtype=bool), -jnp.inf, logits)
     positive = jnp.sum(z * jnp.roll(z, len(z1), axis=0), axis=1) / TEMPERATURE
     return jnp.mean(jax.nn.logsumexp(logits, axis=1) - positive)
+
+
+def reference_nt_xent(z1: jax.Array, z2: jax.Array) -> jax.Array:
+    """As SimCLR's code arranges it: two halves of the matrix for each view, side by side."""
+    z1, z2 = (z / jnp.linalg.norm(z, axis=1, keepdims=True) for z in (z1, z2))
+    itself = 1e9 * jnp.eye(len(z1))
+    targets = jnp.arange(len(z1))
+
+    def half(own: jax.Array, other: jax.Array) -> jax.Array:
+        logits = [own @ other.T / TEMPERATURE, own @ own.T / TEMPERATURE - itself]
+        log_probability = jax.nn.log_softmax(jnp.concatenate(logits, axis=1), axis=1)
+        return -jnp.mean(log_probability[targets, targets])
+
+    return (half(z1, z2) + half(z2, z1)) / 2
 
 
 def optax_nt_xent(z1: jax.Array, z2: jax.Array) -> jax.Array:
@@ -106,7 +120,36 @@ def torch_step(loss: Callable, *arrays: np.ndarray) -> Callable[[], object]:
     return run
 
 
+class Hollow(types.ModuleType):
+    """A module that has every name, each an empty class."""
+
+    __path__: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Hollow modules for torchvision's, which lightly imports but its losses do not use."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        """A specification for torchvision and what is below it."""
+        known = name.split(".")[0] == "torchvision"
+        return ModuleSpec(name, self, is_package=True) if known else None
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        """The hollow module."""
+        return Hollow(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Nothing to run."""
+
+
 def lightly_step(z1: np.ndarray, z2: np.ndarray) -> Callable[[], object]:
+    if importlib.util.find_spec("torchvision") is None:
+        sys.meta_path.append(StandIn())
     from lightly.loss import NTXentLoss
 
     return torch_step(NTXentLoss(temperature=TEMPERATURE), z1, z2)
@@ -124,6 +167,7 @@ OURS = functools.partial(losses.nt_xent, temperature=TEMPERATURE)
 NT_XENT = {
     "ours": (None, functools.partial(jax_step, OURS)),
     "naive JAX": (None, functools.partial(jax_step, naive_nt_xent)),
+    "SimCLR's form in JAX": (None, functools.partial(jax_step, reference_nt_xent)),
     "lightly": ("lightly", lightly_step),
     "pytorch-metric-learning": ("pytorch_metric_learning", metric_learning_step),
     "optax": ("optax", functools.partial(jax_step, optax_nt_xent)),
@@ -285,12 +329,16 @@ def compiled_memory() -> dict:
     for count in (4096, 8192, 32768, 262144):
         ours = temporaries(OURS, count)
         rows[f"ours N={count}"] = round(ours, 1)
-        line = f"  N={count:<7d} ours {ours:8.1f} MiB"
-        if count <= 8192:
-            naive = temporaries(naive_nt_xent, count)
-            rows[f"naive JAX N={count}"] = round(naive, 1)
-            line += f"   naive JAX {naive:8.1f} MiB   {naive / ours:5.1f} x ours"
-        print(line, flush=True)
+        print(f"  {'ours':26s} N={count:<7d} {ours:8.1f} MiB", flush=True)
+        if count > 8192:
+            continue
+        for name, loss in (("naive JAX", naive_nt_xent), ("SimCLR's form", reference_nt_xent)):
+            theirs = temporaries(loss, count)
+            rows[f"{name} N={count}"] = round(theirs, 1)
+            print(
+                f"  {name:26s} N={count:<7d} {theirs:8.1f} MiB   {theirs / ours:5.1f} x ours",
+                flush=True,
+            )
     return rows
 
 
@@ -354,7 +402,9 @@ def main() -> None:
         title = "Uniformity, value, 10000 x 512"
         found[title] = report(title, uniformity_contestants(10_000, 512), 3)
     if "memory" in arguments.only:
-        cases = [(name, 8192) for name in ("ours", "naive JAX", "lightly")] + [("ours", 32768)]
+        cases = [
+            (name, 8192) for name in ("ours", "naive JAX", "SimCLR's form in JAX", "lightly")
+        ] + [("ours", 32768)]
         found["NT-Xent, rise of peak memory in a step, MB"] = memory(cases)
     if "compile" in arguments.only:
         found["NT-Xent, temporaries of the compiled step, MiB"] = compiled_memory()

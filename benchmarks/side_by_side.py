@@ -57,7 +57,12 @@ def show(console: Console, title: str, base: str, rows: dict[str, dict]) -> None
     """Prints the rows of `summarise` as a table."""
     table = Table(title=title, title_justify="left")
     table.add_column("step")
-    for heading in ("ms (fastest .. slowest)", "images/s", f"x {base}", "of GEMM peak"):
+    for heading in (
+        "ms (fastest .. slowest)",
+        "images/s",
+        f"x {base.split(',')[0]}",
+        "of GEMM peak",
+    ):
         table.add_column(heading, justify="right")
     for name, row in rows.items():
         low, high = row["fastest_slowest"]

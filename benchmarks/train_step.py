@@ -9,8 +9,11 @@ do the same work is asserted by their losses before and after the first update. 
 its metrics (gradient norm, collapse) and, in a row of its own, the views. Runs alternate and the
 median counts.
 
-FLOPs are XLA's count for the compiled step without augmentation, a multiply-add as 2. The GEMM
-peak is the best run of a large square product in the same dtype by either library.
+FLOPs are XLA's count for our step without augmentation, a multiply-add as 2, products with padding
+as 0; it is that of the program before XLA rewrites it, because on a GPU the compiled one has
+convolutions that XLA cannot count. The GEMM peak is the best run of a large square product in the
+same dtype by either library. Needs an idle machine: beside another program PyTorch's threads, which
+wait for each other, lose far more than ours.
 
 ``--real-pipeline`` times our step fed by the input pipeline against our step on one batch that
 stays on the device; CIFAR-10 where TFDS finds it prepared, otherwise random pixels. PyTorch is
@@ -57,7 +60,7 @@ except ModuleNotFoundError as error:
         raise
     torch_simclr = None
 
-VIEWS_MADE = "jaxssl, views made too"
+VIEWS_MADE = "jaxssl, views made"
 VIEWS_GIVEN = "jaxssl, views given"
 TORCH = "PyTorch, views given"
 CACHED = "cached batch"
@@ -79,10 +82,10 @@ class Ours:
     views: dict[str, Any]
     state: TrainState
 
-    def compile(self, policy: Callable, batch: dict[str, Any]) -> Step:
-        """The step with a policy."""
+    def lower(self, policy: Callable, batch: dict[str, Any]) -> jax.stages.Lowered:
+        """The step with a policy, not yet compiled."""
         step = compile_step(make_step(self.blueprint, policy), self.mesh)
-        return step.lower(self.state, batch, self.hyper).compile()
+        return step.lower(self.state, batch, self.hyper)
 
     def advance(self, step: Step, batches: Iterator[dict[str, Any]], steps: int) -> float:
         """Takes steps; returns the loss of the last one."""
@@ -189,11 +192,13 @@ def gemm_peak(arguments: argparse.Namespace) -> dict[str, float]:
 def against_torch(width: int, arguments: argparse.Namespace) -> tuple[dict, dict]:
     """Times by contestant, and what is the same for all of them."""
     ours, policy = prepare(width, arguments)
-    given = ours.compile(lambda batch, _: batch["views"], ours.views)
-    made = ours.compile(policy, ours.batch)
+    lowered = ours.lower(lambda batch, _: batch["views"], ours.views)
+    given = lowered.compile()
+    made = ours.lower(policy, ours.batch).compile()
     facts: dict[str, Any] = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(ours.state.params)),
-        "flops_a_step": given.cost_analysis()["flops"],
+        "flops_a_step": lowered.cost_analysis()["flops"],
+        "flops_a_step_as_compiled": given.cost_analysis()["flops"],
     }
     peer = None if torch_simclr is None else torch_peer(ours)
     # The second loss is that after an update: it differs unless gradient and optimizer agree.
@@ -214,7 +219,7 @@ def against_torch(width: int, arguments: argparse.Namespace) -> tuple[dict, dict
 def against_pipeline(width: int, arguments: argparse.Namespace) -> tuple[dict, dict]:
     """Times by contestant, and what is the same for both of them."""
     ours, policy = prepare(width, arguments)
-    made = ours.compile(policy, ours.batch)
+    made = ours.lower(policy, ours.batch).compile()
     ours.advance(made, same(ours.batch), 1)
     batches = train_batches(
         ours.source,
@@ -259,7 +264,9 @@ def main() -> None:
     versions = {"torch": None if torch_simclr is None else torch_simclr.torch.__version__}
     found: dict[str, Any] = {"environment": environment() | versions, "widths": {}}
     console.print(found["environment"])
-    if torch_simclr is None:
+    if found["environment"]["load_at_start"] > 1:
+        console.print("This machine is busy: do not compare these figures.")
+    if torch_simclr is None and not arguments.real_pipeline:
         console.print("skipped: torch is not installed, so there is no PyTorch row")
     peak = math.nan
     if not arguments.real_pipeline:

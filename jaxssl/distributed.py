@@ -5,12 +5,13 @@ and the step is one ``jax.jit``: XLA places the collectives.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from jaxssl.errors import UserError
 
@@ -59,6 +60,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def sharded(mesh: Mesh) -> NamedSharding:
     """The leading axis is cut over ``data``."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def shard_rows(x: Array) -> Array:
+    """Asks XLA to keep the leading axis cut over ``data``; the identity outside `on_mesh`.
+
+    Needed after an indexing by a traced order: XLA would leave the result, and so all work on it,
+    whole on every device. The numbers would be right, and the work not shared.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(DATA_AXIS))
+
+
+def on_mesh(function: Callable, mesh: Mesh) -> Callable:
+    """``function``, traced where `shard_rows` knows the mesh."""
+
+    def traced(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return traced
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

@@ -224,7 +224,7 @@ def _sort(x: Float[Array, "p n"]) -> Float[Array, "p n"]:
     # Minus zero would be an integer below zero's, though the two tie.
     bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0, x), kind)
     magnitude = jnp.iinfo(kind).max
-    ordered = jnp.sort(jnp.where(bits < 0, bits ^ magnitude, bits), axis=1)
+    ordered = jnp.sort(jnp.where(bits < 0, bits ^ magnitude, bits), axis=1, stable=False)
     bits = jnp.where(ordered < 0, ordered ^ magnitude, ordered)
     return jax.lax.bitcast_convert_type(bits, x.dtype)
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from jaxssl.augment.views import Views
+from jaxssl.distributed import shard_rows
 from jaxssl.errors import UserError
 from jaxssl.losses import info_nce
 from jaxssl.methods.method import (
@@ -60,8 +61,8 @@ class MoCo(Method):
             jax.random.fold_in(self.shuffle_key[...], self.updates[...]), view
         )
         order = jax.random.permutation(draw, len(images))
-        pooled = self.teacher_encoder(images[order], train=True).pooled
-        keys = self.teacher_head(pooled, train=True)[jnp.argsort(order)]
+        pooled = self.teacher_encoder(shard_rows(images[order]), train=True).pooled
+        keys = shard_rows(self.teacher_head(pooled, train=True)[jnp.argsort(order)])
         return jax.lax.stop_gradient(keys)
 
     def embed(self, views: Views) -> dict[str, Array]:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxssl.augment.views import Views
-from jaxssl.distributed import replicated, sharded
+from jaxssl.distributed import on_mesh, replicated, sharded
 from jaxssl.methods.method import Hyper, Metrics
 from jaxssl.metrics.collapse import feature_std
 from jaxssl.randomness import Purpose, step_key
@@ -86,7 +86,7 @@ def compile_step(step: Step, mesh: Mesh) -> Step:
     """The step jitted over a mesh: batch sharded, all else replicated, the old state donated."""
     whole, rows = replicated(mesh), sharded(mesh)
     return jax.jit(
-        step,
+        on_mesh(step, mesh),
         in_shardings=(whole, rows, whole),
         out_shardings=(whole, whole),
         donate_argnums=0,

@@ -78,8 +78,8 @@ def test_blockwise_is_as_exact_as_the_full_matrix_in_float32(name, temperature):
     value_error, slope_error = abs(value - golden), tree_distance(slopes[:2], exact[:2])
     for block in BLOCKS:
         ours, our_slopes = run(name, block, temperature, "float32")
-        assert abs(ours - golden) <= max(1e-6 * abs(golden), 2 * value_error)
-        assert tree_distance(our_slopes[:2], exact[:2]) <= max(1e-6, 2 * slope_error)
+        assert abs(ours - golden) <= max(1e-6 * abs(golden), 4 * value_error)
+        assert tree_distance(our_slopes[:2], exact[:2]) <= max(1e-6, 4 * slope_error)
         if temperature >= 0.05 and name != "uniformity":
             assert tree_distance(our_slopes[:2], slopes[:2]) < 1e-6
 
