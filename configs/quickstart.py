@@ -16,7 +16,7 @@ from jaxssl.augment.augmentation import Augmentation
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    given = arguments(arg, size=16, epochs=100.0, seed=0, batch=256, width=32)
+    given = arguments(arg, size=16, epochs=150.0, seed=0, batch=256, width=32)
     config = base_config()
     config.seed = given.seed
     config.batch_size = given.batch

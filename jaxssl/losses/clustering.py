@@ -25,7 +25,7 @@ def sinkhorn_knopp(
     scores: Float[Array, "b k"],
     *,
     epsilon: ScalarLike,
-    iterations: int,
+    iterations: int | Int[Array, ""],
     axis_name: AxisName = None,
 ) -> Float[Array, "b k"]:
     """Assignments of samples to equally used prototypes (SwAV, arXiv:2006.09882, Eqs. 3 to 5).

@@ -47,7 +47,7 @@ def dense_info_nce(
     negatives: str = "both_views",
     plan: str = "entropic",
     plan_epsilon: ScalarLike = 0.05,
-    plan_iterations: int = 50,
+    plan_iterations: int | Int[Array, ""] = 50,
     axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> Float[Array, ""]:
@@ -284,7 +284,7 @@ def _matches(
     matching: str,
     plan: str,
     epsilon: ScalarLike,
-    iterations: int,
+    iterations: int | Int[Array, ""],
 ) -> Float[Array, "b p p"]:
     """Weights of the other view's cells as match of each cell; rows sum to 1 (all but "set")."""
     batch, cells, _ = map1.shape

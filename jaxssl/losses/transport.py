@@ -8,7 +8,7 @@ from jaxssl.losses.arrays import check_positive, inverse
 
 
 def entropic_plan(
-    cost: Float[Array, "*batch p p"], *, epsilon: ScalarLike, iterations: int
+    cost: Float[Array, "*batch p p"], *, epsilon: ScalarLike, iterations: int | Int[Array, ""]
 ) -> Float[Array, "*batch p p"]:
     """Entropic optimal transport plan by Sinkhorn's iteration on logarithms (arXiv:1306.0895).
 

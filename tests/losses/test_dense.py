@@ -160,7 +160,7 @@ def test_entropic_plan_has_its_marginals_and_tends_to_the_assignment():
         np.testing.assert_allclose(residual, 0, atol=1e-8)
         sharp = losses.entropic_plan(cost, epsilon=0.005, iterations=2000)
         golden = np.eye(6)[losses.exact_assignment(cost)]
-        np.testing.assert_allclose(6 * sharp, golden, atol=1e-3)
+        np.testing.assert_allclose(6 * sharp, golden, atol=1e-2)
 
 
 def test_dense_alignment_is_the_formula():
@@ -193,7 +193,7 @@ def test_dense_uniformity_of_the_uniform_sphere():
     np.testing.assert_allclose(losses.dense_uniformity(h1, h2, t=1), -1.984, atol=2e-3)
 
 
-def test_maps_that_do_not_fit():
+def test_maps_that_do_not_fit(own_errors):
     h = jnp.ones((2, 3, 4))
     with pytest.raises(ValueError, match="match1 and match2 go together"):
         losses.dense_info_nce(h, h, temperature=0.1, match1=h)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import config
 from losses_menu import CASES
 from support import tree_distance
 
@@ -103,14 +102,6 @@ def test_bfloat16_is_promoted_before_anything_else(case):
     assert value.dtype == jnp.float32
     whole = jax.tree.map(lambda x: x.astype(jnp.float32), half)
     np.testing.assert_allclose(value, compiled(case)(whole, scalars), rtol=1e-6)
-
-
-@pytest.fixture
-def own_errors():
-    """Without jaxtyping's checks, which would raise first."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 @each_case

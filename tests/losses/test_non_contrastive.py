@@ -42,7 +42,7 @@ def test_no_gradient_inside_the_margin():
     np.testing.assert_array_equal(slope[~inside], free[~inside])
 
 
-def test_a_margin_a_pair_must_fit():
+def test_a_margin_a_pair_must_fit(own_errors):
     z = jnp.ones((4, 3))
     with pytest.raises(ValueError, match=r"margin has shape \(3,\)"):
         losses.negative_cosine(z, z, margin=np.ones(3))

@@ -34,8 +34,8 @@ def test_equals_optimal_transport_of_each_projection(prior, num_projections):
         h, key = 2 * draw(17, 5), jax.random.key(7)
         direction_key, prior_key = jax.random.split(key)
         count = num_projections or 5
-        directions = orthonormal_directions(direction_key, 5, count, jnp.float64)
-        sample = draw_prior(prior_key, prior, (17, 5), jnp.float64)
+        directions = orthonormal_directions(direction_key, 5, count, np.dtype("float64"))
+        sample = draw_prior(prior_key, prior, (17, 5), np.dtype("float64"))
         x, y = h @ np.asarray(directions), np.asarray(sample @ directions)
         golden = np.mean([transport_cost(x[:, p], y[:, p]) for p in range(count)])
         ours = losses.sliced_wasserstein(
@@ -64,7 +64,7 @@ def test_a_sample_of_the_prior_is_at_the_sampling_floor(prior, floor):
 
     def distance(key):
         own, other = jax.random.split(key)
-        h = draw_prior(own, prior, (256, 64), jnp.float32)
+        h = draw_prior(own, prior, (256, 64), np.dtype("float32"))
         return losses.sliced_wasserstein(h, key=other, prior=prior)
 
     mean = jax.jit(jax.vmap(distance))(jax.random.split(jax.random.key(1), 20)).mean()
@@ -73,7 +73,7 @@ def test_a_sample_of_the_prior_is_at_the_sampling_floor(prior, floor):
 
 def test_a_permutation_of_the_prior_sample_costs_nothing():
     key = jax.random.key(3)
-    sample = draw_prior(jax.random.split(key)[1], "normal", (64, 8), jnp.float32)
+    sample = draw_prior(jax.random.split(key)[1], "normal", (64, 8), np.dtype("float32"))
     order = np.random.default_rng(0).permutation(64)
     loss, slope = jax.value_and_grad(losses.sliced_wasserstein)(
         sample[order], key=key, prior="normal"
@@ -134,7 +134,9 @@ def test_infinities_and_nans_reach_the_loss():
 
 def test_directions_are_orthonormal_and_haar():
     keys = jax.random.split(jax.random.key(0), 4000)
-    directions = jax.jit(jax.vmap(lambda key: orthonormal_directions(key, 3, 2, jnp.float32)))(keys)
+    directions = jax.jit(
+        jax.vmap(lambda key: orthonormal_directions(key, 3, 2, np.dtype("float32")))
+    )(keys)
     products = jnp.einsum("kdp,kdq->kpq", directions, directions)
     np.testing.assert_allclose(products, np.broadcast_to(np.eye(2), products.shape), atol=1e-6)
     # Uncorrected QR fixes the sign of one entry; Haar entries have mean 0, variance 1/3 and on the
