@@ -14,7 +14,7 @@ SEEDS = (0, 1, 2)
 
 
 def margins(workdir, arguments: str) -> dict[str, float]:
-    """How far the trained encoder is ahead of the same encoder untrained, top-1 on the test split."""
+    """How far the trained encoder is ahead of the same one untrained: top-1 on the test split."""
     config = get_config(arguments)
     with config.unlocked():
         config.run.num_devices = 1
