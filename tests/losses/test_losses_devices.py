@@ -10,9 +10,14 @@ from support import tree_distance
 
 TILE = 5  # divides neither a shard's rows nor the global batch's
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
-# On 8 devices each way of running; on fewer those that a user meets.
-RUNS = [(form, 8) for form in devices.FORMS] + [("jit", 2), ("pmap", 2), ("shard_map", 2)]
-RUNS += [("pmap", 1), ("shard_map", 1)]
+# Each way of running on 8 devices, then fewer devices, more digits, tiles: a compilation each.
+RUNS = [(form, 8, None, "float32") for form in devices.FORMS]
+RUNS += [(form, 2, None, "float32") for form in ("jit", "pmap", "shard_map")]
+RUNS += [(form, 1, None, "float32") for form in ("pmap", "shard_map")]
+RUNS += [(form, 8, None, "float64") for form in ("jit", "pmap", "shard_map")]
+RUNS += [(form, 2, None, "float64") for form in ("jit", "shard_map")]
+RUNS += [(form, 8, TILE, "float32") for form in ("jit", "pmap", "shard_map", "outside_shard_map")]
+RUNS += [(form, 8, TILE, "float64") for form in ("jit", "pmap")]
 
 
 @functools.cache
@@ -28,12 +33,8 @@ def results(form, count, block_size, dtype):
         return jax.tree.map(np.asarray, run(*inputs))
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("block_size", [None, TILE])
-@pytest.mark.parametrize(("form", "count"), RUNS)
+@pytest.mark.parametrize(("form", "count", "block_size", "dtype"), RUNS)
 def test_value_and_gradient_equal_one_device(form, count, block_size, dtype):
-    if dtype == "float64" and (count == 1 or form.endswith("unchecked")):
-        pytest.skip("covered in float32 and by its neighbours")
     alone = results(None, 1, block_size, dtype)
     shared = results(form, count, block_size, dtype)
     tolerance = TOLERANCE[dtype]
