@@ -62,10 +62,10 @@ def linear_probe(
         networks["pixels"] = raw_pixels(config)
 
     before = encoder.digest()
-    results = {
-        name: probe_network(network, splits, settings, config.monitor.protocol, mesh)
-        for name, network in networks.items()
-    }
+    results = {}
+    for name, network in networks.items():
+        _say(f"probing: {name}")
+        results[name] = probe_network(network, splits, settings, config.monitor.protocol, mesh)
     after = encoder.digest()
     if before != after:
         raise RuntimeError("probing changed the encoder: this is a bug, please report it.")
@@ -159,6 +159,11 @@ def _lbfgs(
 def _score(classifier: probe.LinearClassifier, test: FeatureSet) -> Scores:
     accuracies = probe.topk_accuracy(classifier.logits(test.features), test.labels)
     return {f"top{k}": accuracy for k, accuracy in accuracies.items()}
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def print_card(card: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ def default_config() -> ConfigDict:
 
     config.lbfgs = ConfigDict()
     config.lbfgs.l2_grid = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # candidates for `fit_lbfgs`'s l2
-    config.lbfgs.max_iterations = 500  # stop there even if not converged
+    config.lbfgs.max_iterations = 100  # stop there even if not converged
     config.lbfgs.tolerance = 1e-5  # converged: no gradient entry larger
     return config
 
