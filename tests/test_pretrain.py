@@ -79,6 +79,22 @@ def test_resumes_where_it_stopped_and_says_so(tmp_path, capsys):
     assert ends[0] == ends[1]
 
 
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    pretrain(short(**{"run.stop_step": 4}), workdir)
+    rows = read_metrics(workdir)
+    largest = max((workdir / "checkpoints" / "4").rglob("*"), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-7])
+    capsys.readouterr()
+    pretrain(short(), workdir)
+    assert f"resuming {workdir} from step 3 of 6" in capsys.readouterr().out
+    again = read_metrics(workdir)
+    losses = [[row["loss"] for row in r if row["step"] == 4] for r in (rows, again)]
+    assert losses[0] == losses[1]
+    steps = sorted(p.name for p in (workdir / "checkpoints").iterdir())
+    assert steps == ["3", "4.damaged", "6"]
+
+
 def test_refuses_another_config_but_for_the_run_group(tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
