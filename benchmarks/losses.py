@@ -2,9 +2,10 @@
 
     python benchmarks/losses.py [--only nt_xent swd uniformity memory compile] [--out FILE.json]
 
-Runs of all contestants alternate and the median counts; memory is measured in a process of its own
-for each. Peers that are not installed are skipped with a line that says so: torch (CPU build),
-lightly, pytorch-metric-learning, POT, ott-jax.
+Each contestant lives in a process of its own, for the thread pools of two libraries in one process
+disturb each other; runs alternate and medians count, of wall time and of the CPU time of all
+threads, which a busy machine distorts less. Peers that are not installed are skipped
+with a line that says so: torch (CPU build), lightly, pytorch-metric-learning, POT, ott-jax.
 """
 
 import argparse
@@ -16,7 +17,6 @@ import json
 import os
 import pathlib
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -42,7 +42,6 @@ PEERS = {
     "ott": "ott-jax",
     "optax": "optax",
 }
-Contestants = dict[str, Callable[[], object]]
 
 
 def installed(module: str) -> bool:
@@ -176,15 +175,6 @@ NT_XENT = {
 LARGEST = {"optax": 1024, "pytorch-metric-learning": 256}
 
 
-def nt_xent_contestants(count: int) -> Contestants:
-    """Each peer's step on ``count`` embeddings."""
-    arrays, chosen = views(count), {}
-    for name, (module, step) in NT_XENT.items():
-        if count <= LARGEST.get(name, count) and (module is None or installed(module)):
-            chosen[name] = step(*arrays)
-    return chosen
-
-
 # Sliced Wasserstein -------------------------------------------------------------------------------
 
 
@@ -220,65 +210,114 @@ def ott_swd(h: jax.Array) -> jax.Array:
     return sliced.sliced_wasserstein(h, prior, n_proj=h.shape[1], rng=jax.random.key(0))[0]
 
 
-def swd_contestants(rows: int) -> Contestants:
-    """Distance to a normal prior over as many directions as dimensions."""
-    h = np.random.default_rng(0).normal(size=(rows, FEATURES)).astype(np.float32)
+def ours_swd(h: jax.Array) -> jax.Array:
+    return losses.sliced_wasserstein(h, key=jax.random.key(0), prior="normal")
 
-    def ours(h: jax.Array) -> jax.Array:
-        return losses.sliced_wasserstein(h, key=jax.random.key(0), prior="normal")
 
-    chosen = {"ours": jax_step(ours, h), "naive JAX": jax_step(naive_swd, h)}
-    if installed("torch"):
-        chosen["torch"] = torch_step(torch_swd, h)
-        if installed("ot"):
-            chosen["POT"] = torch_step(pot_swd, h)
-    if installed("ott"):
-        chosen["ott-jax"] = jax_step(ott_swd, h)
-    return chosen
+def normal(rows: int, features: int) -> np.ndarray:
+    """The features whose distance or uniformity is measured."""
+    return np.random.default_rng(0).normal(size=(rows, features)).astype(np.float32)
+
+
+SWD = {
+    "ours": (None, functools.partial(jax_step, ours_swd)),
+    "naive JAX": (None, functools.partial(jax_step, naive_swd)),
+    "torch": ("torch", functools.partial(torch_step, torch_swd)),
+    "POT": ("ot", functools.partial(torch_step, pot_swd)),
+    "ott-jax": ("ott", functools.partial(jax_step, ott_swd)),
+}
 
 
 # Uniformity ---------------------------------------------------------------------------------------
 
 
-def uniformity_contestants(rows: int, features: int) -> Contestants:
-    """The value only, as a metric of a test set."""
-    z = np.random.default_rng(0).normal(size=(rows, features)).astype(np.float32)
+def ours_uniformity(z: np.ndarray) -> Callable[[], object]:
     on_device = jnp.asarray(z)
     program = jax.jit(losses.uniformity).lower(on_device).compile()
-    chosen = {"ours": lambda: program(on_device).block_until_ready()}
-    if installed("torch"):
-        import torch
+    return lambda: program(on_device).block_until_ready()
 
-        unit = torch.nn.functional.normalize(torch.from_numpy(z))
-        chosen["torch.pdist"] = lambda: torch.pdist(unit).pow(2).mul(-2).exp().mean().log().item()
-    return chosen
+
+def pdist_uniformity(z: np.ndarray) -> Callable[[], object]:
+    import torch
+
+    unit = torch.nn.functional.normalize(torch.from_numpy(z))
+    return lambda: torch.pdist(unit).pow(2).mul(-2).exp().mean().log().item()
+
+
+UNIFORMITY = {"ours": (None, ours_uniformity), "torch.pdist": ("torch", pdist_uniformity)}
 
 
 # Measuring ----------------------------------------------------------------------------------------
 
 
-def medians(contestants: Contestants, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each, runs alternating."""
-    for run in contestants.values():
+def inputs(section: str, size: int) -> tuple[np.ndarray, ...]:
+    """The arrays of a section."""
+    if section == "nt_xent":
+        return views(size)
+    return (normal(size, FEATURES if section == "swd" else 512),)
+
+
+CONTESTS = {"nt_xent": NT_XENT, "swd": SWD, "uniformity": UNIFORMITY}
+
+
+def serve(section: str, size: int, name: str) -> None:
+    """Runs one contestant for every line of the input; prints wall and CPU milliseconds."""
+    run = CONTESTS[section][name][1](*inputs(section, size))
+    run()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        wall, processor = time.perf_counter(), time.process_time()
         run()
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        print(1e3 * wall, 1e3 * processor, flush=True)
+
+
+def medians(section: str, size: int, rounds: int) -> dict[str, tuple[float, float]]:
+    """Median wall and CPU milliseconds of each contestant, runs alternating."""
+    servers = {}
+    for name, (module, _) in CONTESTS[section].items():
+        if size > LARGEST.get(name, size) or (module is not None and not installed(module)):
+            continue
+        command = [sys.executable, __file__, "--serve", section, str(size), name]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        server = subprocess.Popen(command, stderr=subprocess.DEVNULL, **pipes)
+        while server.stdout.readline() != "ready\n":
+            if server.poll() is not None:
+                raise RuntimeError(f"{name} ended before it began: {' '.join(command)}")
+        servers[name] = server
+    times: dict[str, list[list[float]]] = {name: [] for name in servers}
     for _ in range(rounds):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+        for name, server in servers.items():
+            server.stdin.write("\n")
+            server.stdin.flush()
+            times[name].append([float(word) for word in server.stdout.readline().split()])
+    for server in servers.values():
+        server.stdin.close()
+        server.wait()
+    return {
+        name: (statistics.median(walls), statistics.median(processors))
+        for name, (walls, processors) in ((n, zip(*rows, strict=True)) for n, rows in times.items())
+    }
 
 
-def report(title: str, contestants: Contestants, rounds: int) -> dict:
+def report(title: str, section: str, size: int, rounds: int) -> dict:
     """Prints and returns medians and ratios to ours."""
     print(title, flush=True)
-    found = medians(contestants, rounds)
+    found = medians(section, size, rounds)
     rows = {}
-    for name, milliseconds in found.items():
-        ratio = milliseconds / found["ours"]
-        print(f"  {name:26s} {milliseconds:10.1f} ms   {ratio:6.2f} x ours", flush=True)
-        rows[name] = {"milliseconds": round(milliseconds, 2), "times_ours": round(ratio, 2)}
+    for name, (wall, processor) in found.items():
+        ratios = wall / found["ours"][0], processor / found["ours"][1]
+        print(
+            f"  {name:26s} {wall:9.1f} ms {ratios[0]:7.2f} x ours   "
+            f"CPU {processor:9.1f} ms {ratios[1]:7.2f} x ours",
+            flush=True,
+        )
+        rows[name] = {
+            "milliseconds": round(wall, 2),
+            "times_ours": round(ratios[0], 2),
+            "cpu_milliseconds": round(processor, 2),
+            "cpu_times_ours": round(ratios[1], 2),
+        }
     return rows
 
 
@@ -373,7 +412,6 @@ def environment() -> dict:
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "versions": versions,
-        "peak_of_this_process_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 
 
@@ -383,10 +421,16 @@ SECTIONS = ("nt_xent", "swd", "uniformity", "memory", "compile")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--memory-of", nargs=2, metavar=("WHO", "N"), help=argparse.SUPPRESS)
+    serving = ("SECTION", "SIZE", "WHO")
+    parser.add_argument("--serve", nargs=3, metavar=serving, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.serve:
+        section, size, name = arguments.serve
+        serve(section, int(size), name)
+        return
     if arguments.memory_of:
         memory_rise(arguments.memory_of[0], int(arguments.memory_of[1]))
         return
@@ -394,13 +438,13 @@ def main() -> None:
     if "nt_xent" in arguments.only:
         for count in (256, 1024, 4096, 8192):
             title = f"NT-Xent, value and gradient, N={count} d={FEATURES}"
-            found[title] = report(title, nt_xent_contestants(count), arguments.rounds)
+            found[title] = report(title, "nt_xent", count, arguments.rounds)
     if "swd" in arguments.only:
         title = f"Sliced Wasserstein, value and gradient, b=4096 d={FEATURES}"
-        found[title] = report(title, swd_contestants(4096), arguments.rounds)
+        found[title] = report(title, "swd", 4096, arguments.rounds)
     if "uniformity" in arguments.only:
         title = "Uniformity, value, 10000 x 512"
-        found[title] = report(title, uniformity_contestants(10_000, 512), 3)
+        found[title] = report(title, "uniformity", 10_000, 3)
     if "memory" in arguments.only:
         cases = [
             (name, 8192) for name in ("ours", "naive JAX", "SimCLR's form in JAX", "lightly")

@@ -84,8 +84,8 @@ def cross_logsumexp(
     ``block_size`` as for ``self_logsumexp``. A scale goes into ``rows``.
     """
     if _is_plain(rows.shape[0], keys.shape[0], block_size):
-        logits = _dot(rows, keys.T)
-        return jax.nn.logsumexp(logits, axis=1, where=allowed(row_tags, key_tags))
+        logits = jnp.where(allowed(row_tags, key_tags), _dot(rows, keys.T), -jnp.inf)
+        return jax.nn.logsumexp(logits, axis=1)
     rows, keys = varying_like(rows, keys), varying_like(keys, rows)
     return _cross_blockwise(allowed, block_size or DEFAULT_BLOCK, rows, keys, row_tags, key_tags)
 

@@ -8,7 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, ScalarLike
+from jaxtyping import Array, Bool, Float, Int, Key, ScalarLike
 
 from jaxssl.losses.arrays import (
     check_choice,
@@ -26,7 +26,6 @@ from jaxssl.losses.collectives import (
     check_negatives,
     mean_over_shards,
     row_numbers,
-    varying_like,
 )
 
 PRIORS = ("normal", "hypercube", "hypersphere")
@@ -231,21 +230,22 @@ def _sort(x: Float[Array, "p n"]) -> Float[Array, "p n"]:
 
 def _tie_means(x: Float[Array, "p n"], y: Float[Array, "p n"]) -> Float[Array, "p n"]:
     """Where a run of equal entries begins in the sorted x, the mean of y over that run."""
-    places = jnp.arange(x.shape[1])
 
-    def more(state: tuple) -> Array:
-        return state[0]
+    def joined(stride: int | Int[Array, ""]) -> Bool[Array, "p n"]:
+        places = jnp.arange(x.shape[1])
+        return (jnp.roll(x, -stride, axis=1) == x) & (places + stride < x.shape[1])
+
+    def extend(sums: tuple[Array, ...], stride: int | Int[Array, ""]) -> tuple[Array, ...]:
+        """Sums over the first entries of a run become sums over twice as many."""
+        ahead = joined(stride)
+        return tuple(part + jnp.where(ahead, jnp.roll(part, -stride, axis=1), 0) for part in sums)
 
     def double(state: tuple) -> tuple:
-        _, stride, total, count = state
-        ahead = jnp.minimum(places + stride, x.shape[1] - 1)
-        joined = (x[:, ahead] == x) & (places + stride < x.shape[1])
-        total = total + jnp.where(joined, total[:, ahead], 0)
-        count = count + jnp.where(joined, count[:, ahead], 0)
-        return jnp.any(joined), 2 * stride, total, count
+        _, stride, *sums = state
+        return jnp.any(joined(2 * stride)), 2 * stride, *extend(tuple(sums), stride)
 
-    unfinished = jnp.full_like(x, True, dtype=bool, shape=())
-    count = varying_like(jnp.ones(y.shape, int), x)
-    start = (unfinished, jnp.array(1), varying_like(y, x), count)
-    _, _, total, count = jax.lax.while_loop(more, double, start)
+    # Random floats tie in pairs; the loop, which is slower, runs only for longer runs.
+    sums = extend((y, jnp.ones_like(x)), 1)
+    start = (jnp.any(joined(2)), jnp.array(2), *sums)
+    _, _, total, count = jax.lax.while_loop(lambda state: state[0], double, start)
     return total / count

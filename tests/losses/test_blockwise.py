@@ -46,7 +46,7 @@ def compiled(name, block_size):
 
 
 TEMPERATURES = [0.01, 0.05, 0.1, 0.5, 1.0, 10.0]
-BLOCKS = [7, 16, 53]
+BLOCKS = [7, 53]
 
 
 def run(name, block, temperature, dtype):
