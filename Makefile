@@ -20,10 +20,10 @@ quickstart: $(VENV)/jaxssl-$(JAX)
 	$(RUN) -m jaxssl.linear_probe --run $(WORKDIR) --baselines
 
 test: $(VENV)/jaxssl-dev
-	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
+	$(RUN) -m pytest -m "not slow"
 
 test-slow: $(VENV)/jaxssl-dev
-	$(RUN) -m pytest -n 2 --dist loadfile -m slow
+	$(RUN) -m pytest -m slow
 
 check: $(VENV)/jaxssl-dev
 	$(VENV)/bin/ruff check .

@@ -4,6 +4,12 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Eight devices share the cores: on a busy machine some come so late to a collective that XLA would
+# take them for dead and end the process.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_cpu_collective_call_warn_stuck_timeout_seconds=300"
+    " --xla_cpu_collective_call_terminate_timeout_seconds=1200"
+)
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 
 import jax  # noqa: E402
