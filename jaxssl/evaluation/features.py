@@ -8,13 +8,25 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
+from jaxssl.augment.views import evaluation_view
 from jaxssl.data.examples import Source
 from jaxssl.data.pipeline import eval_batches
 from jaxssl.distributed import fetch, global_batch
 
 Batch = Mapping[str, Any]
 Embed = Callable[[Batch], Float[Array, "b d"]]
+
+
+def clean_view(batch: Batch, config: ConfigDict) -> Float[Array, "b h w c"]:
+    """The test-time images of a run: what its monitor and its probes embed."""
+    return evaluation_view(
+        batch,
+        size=config.views.view1.size,
+        mean=config.normalize.mean,
+        std=config.normalize.std,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

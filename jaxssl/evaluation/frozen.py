@@ -13,23 +13,14 @@ from jaxtyping import Array, Float, Int, UInt
 from ml_collections import ConfigDict
 
 from jaxssl.augment.augmentation import Augmentation
-from jaxssl.augment.views import augment_view, evaluation_view, normalize, to_float
+from jaxssl.augment.views import augment_view, normalize, to_float
 from jaxssl.checkpoint import CheckpointReader
 from jaxssl.distributed import replicated
-from jaxssl.evaluation.features import Batch, Embed
+from jaxssl.evaluation.features import Batch, Embed, clean_view
 from jaxssl.models import build_encoder
 from jaxssl.randomness import Purpose, Split, sample_keys, step_key
 
 Apply = Callable[[Any, Array], Array]
-
-
-def _clean_view(batch: Batch, config: ConfigDict) -> Float[Array, "b h w c"]:
-    return evaluation_view(
-        batch,
-        size=config.views.view1.size,
-        mean=config.normalize.mean,
-        std=config.normalize.std,
-    )
 
 
 def _cropped_view(
@@ -63,7 +54,7 @@ class Network:
     def __init__(self, config: ConfigDict, apply: Apply, arrays: Any):
         """Takes ``apply(arrays, images) -> features`` [B, D], pure."""
         self.arrays = arrays
-        self._clean = jax.jit(lambda arrays, batch: apply(arrays, _clean_view(batch, config)))
+        self._clean = jax.jit(lambda arrays, batch: apply(arrays, clean_view(batch, config)))
         self._cropped = jax.jit(
             lambda arrays, batch, seed, epoch: apply(
                 arrays, _cropped_view(batch, config, seed, epoch)

@@ -8,12 +8,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxssl.augment.views import evaluation_view
 from jaxssl.data.examples import Source
 from jaxssl.data.sources import load
 from jaxssl.distributed import replicated, sharded
 from jaxssl.errors import UserError, choose
-from jaxssl.evaluation.features import Embed, extract
+from jaxssl.evaluation.features import Embed, clean_view, extract
 from jaxssl.metrics.collapse import feature_std
 from jaxssl.metrics.knn import knn_accuracy
 from jaxssl.training.state import Blueprint, TrainState, merge
@@ -24,12 +23,10 @@ def embedder(graph: nnx.GraphDef, config: ConfigDict, mesh: Mesh) -> Callable[[T
 
     One compilation serves every state.
     """
-    layer, normalize = config.monitor.layer, config.normalize
-    size = config.views.view1.size
+    layer = config.monitor.layer
 
     def embed(params: nnx.State, rest: nnx.State, batch: Mapping) -> jax.Array:
-        images = evaluation_view(batch, size=size, mean=normalize.mean, std=normalize.std)
-        layers = merge(graph, params, rest).represent(images)
+        layers = merge(graph, params, rest).represent(clean_view(batch, config))
         return choose("monitor.layer", layer, layers)
 
     whole = replicated(mesh)
