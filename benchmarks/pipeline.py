@@ -21,6 +21,7 @@ import numpy as np
 import PIL.Image
 from ml_collections import ConfigDict
 
+from configs.common import data_group
 from jaxssl.data.pipeline import train_batches
 from jaxssl.data.sources import Source, array_source, load
 from jaxssl.randomness import Split
@@ -30,15 +31,9 @@ WARM_UP_STEPS = 4
 
 
 def data(name: str, data_dir: str, image_size: int) -> ConfigDict:
-    return ConfigDict(
-        {
-            "name": name,
-            "data_dir": data_dir,
-            "image_size": image_size,
-            "validation_fraction": 0.0,
-            "train_examples": 0,
-        }
-    )
+    config = data_group()
+    config.update(name=name, data_dir=data_dir, image_size=image_size, validation_fraction=0.0)
+    return config
 
 
 def images_per_second(

@@ -41,7 +41,7 @@ from side_by_side import Run, environment, show, summarise, time_alternating
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from configs.pretrain import simclr
-from jaxssl.augment.views import make_policy
+from jaxssl.augment.policies import make_policy
 from jaxssl.data.pipeline import train_batches, training_rows
 from jaxssl.data.sources import Source, array_source, load
 from jaxssl.distributed import data_mesh, global_batch
@@ -115,12 +115,12 @@ def prepare(width: int, arguments: argparse.Namespace) -> tuple[Ours, Callable]:
     config.encoder.dtype = arguments.dtype
     config = resolve(config)
     source = real_images(config) if arguments.real_pipeline else noise()
-    policy = make_policy(config.views, config.normalize, source.original_split)
+    policy = make_policy(config)
     blueprint = Blueprint.of(config, make_spec(config, source, policy))
     mesh = data_mesh(1)
     rows = training_rows(0, config.batch_size, len(source), config.data_seed)
     batch = global_batch(mesh, source.gather(*rows))
-    views = jax.device_get(jax.jit(policy)(batch, jnp.uint32(config.data_seed)))
+    views = jax.device_get(jax.jit(policy)(batch, traced_scalars(config)))
     return Ours(
         config=config,
         source=source,

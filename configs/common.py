@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxssl.augment import corrupting
 from jaxssl.augment.augmentation import Augmentation
 from jaxssl.errors import UserError
 from jaxssl.training.optim import DECAY_ALL, EXCLUDE_BIAS_AND_NORM
@@ -43,16 +44,34 @@ def base_config() -> ConfigDict:
     config.batch_size = 512  # images (not views) a step, over all devices
     config.data = data_group()
     config.views = ConfigDict()  # one group a view, see view_group
+    config.corruption = corrupting.default_config()  # see there
+    config.randbit = randbit_group()
     config.normalize = normalize_group()
     config.encoder = encoder_group()
     config.optimizer = sgd_group()
     config.schedule = schedule_group()
-    config.hyper = ConfigDict()  # every leaf a float that enters the compiled step traced
-    config.hyper.learning_rate = 0.06  # peak, before the scaling of optimizer.scaling
-    config.hyper.weight_decay = 5e-4  # L2 coefficient of the decayed parameters
+    config.hyper = hyper_group()
     config.monitor = monitor_group()
     config.run = run_group()
     return config
+
+
+def hyper_group() -> ConfigDict:
+    """Every number that a study may sweep: a float that enters the compiled step traced.
+
+    A recipe adds what its method reads. The spatial policies' numbers (`jaxssl.augment.policies`)
+    are read by those policies alone; areas and sides are shares of the image's.
+    """
+    hyper = ConfigDict()
+    hyper.learning_rate = 0.06  # peak, before the scaling of optimizer.scaling
+    hyper.weight_decay = 5e-4  # L2 coefficient of the decayed parameters
+    hyper.overlap = 0.3  # overlap, overlap_fixed_area: area that both crops share
+    hyper.crop_area = 0.5  # overlap_fixed_area: area of each crop
+    hyper.patch_area = 0.3  # patch, cutout, cutout_blur: area of the square
+    hyper.gap = 0.1  # exclusive: area of the band between the crops
+    hyper.min_side = 0.2  # exclusive, non_overlapping: smallest side of a crop
+    hyper.blur_sigma = 3.0  # cutout_blur: standard deviation, pixels of the canonical image
+    return hyper
 
 
 def data_group() -> ConfigDict:
@@ -62,7 +81,10 @@ def data_group() -> ConfigDict:
     data.data_dir = ""  # root of "folder" or of TFDS; "": TFDS_DATA_DIR or TFDS's default
     data.image_size = 32  # canonical height and width in pixels of sets that vary in size
     data.validation_fraction = 0.1  # share of the train split held out for choices, 0..1
+    data.test_fraction = 0.0  # share of the train split held out for tests if no test is published
     data.train_examples = 0  # training images used, evenly spread over the split; 0: all
+    data.classes = ""  # "imagenet100": the classes of that list alone; "": all
+    data.unreadable = "refuse"  # an image file that cannot be decoded, or "skip" and count it
     return data
 
 
@@ -71,10 +93,19 @@ def view_group(augmentations: tuple[Augmentation, ...]) -> ConfigDict:
 
     The leaves and their units are those of `jaxssl.augment.augmentation.Augmentation`.
     """
-    views = ConfigDict({"policy": "multi_view"})
+    views = ConfigDict({"policy": "multi_view"})  # or a key of jaxssl.augment.policies.PAIRS
     for number, augmentation in enumerate(augmentations, 1):
         views[f"view{number}"] = ConfigDict(dataclasses.asdict(augmentation))
     return views
+
+
+def randbit_group() -> ConfigDict:
+    """Channels that hold an integer of the image's own, appended last of all."""
+    randbit = ConfigDict()
+    randbit.num_bits = 0  # channels, one a bit; 0: none
+    randbit.seed = 0  # of the integers
+    randbit.fresh_per_epoch = False  # another integer in each epoch
+    return randbit
 
 
 def normalize_group() -> ConfigDict:
@@ -129,12 +160,24 @@ def lars_group() -> ConfigDict:
     return optimizer
 
 
+def adamw_group() -> ConfigDict:
+    """AdamW in PyTorch's form, with its defaults; no decay for biases and BatchNorm."""
+    optimizer = ConfigDict()
+    optimizer.name = "adamw"
+    optimizer.scaling = "none"  # as in sgd_group
+    optimizer.groups = EXCLUDE_BIAS_AND_NORM  # as in sgd_group
+    optimizer.b1 = 0.9  # share of the old mean gradient kept a step
+    optimizer.b2 = 0.999  # share of the old mean squared gradient kept a step
+    optimizer.eps = 1e-8  # added to the root of the latter
+    return optimizer
+
+
 def schedule_group() -> ConfigDict:
     """Cosine without warm-up."""
     schedule = ConfigDict()
     schedule.epochs = 200.0  # horizon, passes over the training images
     schedule.warmup_epochs = 0.0  # from 0, linear
-    schedule.decay = "cosine"  # or "constant"
+    schedule.decay = "cosine"  # or "linear", "constant"
     schedule.final = 0.0  # share of the peak at the horizon
     schedule.granularity = "step"  # or "epoch", "epoch_from_one" (MoCo's CIFAR demo)
     return schedule

@@ -2,26 +2,38 @@
 
 checkpoint -> frozen encoder -> features -> linear classifiers -> accuracy on the test split. Reads
 the run's ``config.json`` and the encoder's leaves of one checkpoint, nothing else; whatever is
-chosen is chosen on the validation split. Writes ``evaluations/linear_probe-<step>/card.json``.
+chosen is chosen on the validation split. Images are corrupted as the run's were, the test images
+otherwise if ``--probe.test_corruption`` says so. Writes
+``evaluations/linear_probe-<step>[-<target>][-<test corruption>]/card.json``.
 """
 
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from jaxssl import cli, distributed
+from jaxssl.augment.corrupting import setting_name
+from jaxssl.augment.policies import make_clean_view
 from jaxssl.checkpoint import CheckpointReader
+from jaxssl.data.corrupted import Examples
 from jaxssl.data.examples import Source
-from jaxssl.data.sources import load
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
-from jaxssl.evaluation.features import FeatureSet, extract
-from jaxssl.evaluation.frozen import Network, fresh_encoder, raw_pixels, restored_encoder
+from jaxssl.evaluation.features import Batch, FeatureSet, extract
+from jaxssl.evaluation.frozen import (
+    Network,
+    fresh_encoder,
+    make_cropped_view,
+    raw_pixels,
+    restored_encoder,
+)
 from jaxssl.metrics.knn import knn_accuracy
 from jaxssl.reporting import print_table, results_table
 from jaxssl.run_directory import read_config, run_info, write_json
@@ -29,8 +41,19 @@ from jaxssl.run_directory import read_config, run_info, write_json
 Scores = dict[str, Any]
 
 
+class Part(NamedTuple):
+    """A split and its test-time images."""
+
+    source: Source
+    view: Callable[[Batch], jax.Array]
+
+
 def linear_probe(
-    run: pathlib.Path, step: int | None, settings: ConfigDict, baselines: bool
+    run: pathlib.Path,
+    step: int | None,
+    settings: ConfigDict,
+    baselines: bool,
+    sources: Mapping[str, Source] | None = None,
 ) -> tuple[dict[str, Any], pathlib.Path]:
     """Probes the encoder of a checkpoint and writes the card.
 
@@ -39,6 +62,7 @@ def linear_probe(
       step: which checkpoint; None: the newest sound one.
       settings: see `jaxssl.evaluation.probe.default_config`.
       baselines: also probe the encoder as it was before training, and raw pixels.
+      sources: the splits of a run whose data came from Python.
 
     Returns:
       The card, for each network its accuracies on the test split, all in [0, 1], and what was
@@ -49,23 +73,21 @@ def linear_probe(
     """
     config = read_config(run)
     mesh = distributed.data_mesh()
-    splits = {name: load(config.data, name) for name in ("train", "validation", "test")}
-    if splits["train"].num_classes is None:
-        raise UserError(f"{config.data.name} has no labels: a linear probe needs a labelled set.")
-    channels = splits["train"].image_shape[2]
+    splits = open_splits(config, settings, sources)
+    channels = _channels(splits["train"], settings.target)
     encoder, step = restored_encoder(
         CheckpointReader(run / "checkpoints"), step, config, channels, mesh
     )
     networks: dict[str, Network] = {"trained": encoder}
     if baselines:
         networks["untrained"] = fresh_encoder(config, channels, mesh)
-        networks["pixels"] = raw_pixels(config)
+        networks["pixels"] = raw_pixels()
 
     before = encoder.digest()
     results = {}
     for name, network in networks.items():
         _say(f"probing: {name}")
-        results[name] = probe_network(network, splits, settings, config.monitor.protocol, mesh)
+        results[name] = probe_network(network, splits, settings, config, mesh)
     after = encoder.digest()
     if before != after:
         raise RuntimeError("probing changed the encoder: this is a bug, please report it.")
@@ -75,19 +97,60 @@ def linear_probe(
         "step": step,
         "settings": settings.to_dict(),
         "knn_protocol": config.monitor.protocol,
-        "examples": {name: len(source) for name, source in splits.items()},
+        "examples": {name: len(part.source) for name, part in splits.items()},
         "encoder_sha256": {"before": before, "after": after},
         "results": results,
         **run_info(),
     }
-    path = run / "evaluations" / f"linear_probe-{step}" / "card.json"
+    path = run / "evaluations" / _card_name(step, settings) / "card.json"
     if jax.process_index() == 0:
         write_json(path, card)
     return card, path
 
 
+def open_splits(
+    config: ConfigDict, settings: ConfigDict, sources: Mapping[str, Source] | None
+) -> dict[str, Part]:
+    """The three splits of a run, the test images corrupted as ``settings.test_corruption`` says.
+
+    Raises:
+      UserError: if there is none of them, or the corruption cannot be.
+    """
+    examples, view = Examples(config, sources), make_clean_view(config)
+    parts = {name: Part(examples[name], view) for name in ("train", "validation")}
+    if settings.test_corruption.name == probe.AS_TRAINED:
+        return parts | {"test": Part(examples["test"], view)}
+    other = config.copy_and_resolve_references()
+    other.corruption = settings.test_corruption
+    return parts | {"test": Part(Examples(other, sources)["test"], make_clean_view(other))}
+
+
+def _channels(part: Part, target: str) -> int:
+    row = part.source.gather(np.zeros(1, np.int64))
+    if target not in row["targets"]:
+        held = ", ".join(sorted(row["targets"])) or "none at all"
+        raise UserError(
+            f"{part.source.name} has no target {target!r} to probe: it has {held}; choose one by "
+            "--probe.target, or a labelled set."
+        )
+    return jax.eval_shape(part.view, row).shape[-1]
+
+
+def _card_name(step: int, settings: ConfigDict) -> str:
+    parts = ["linear_probe", str(step)]
+    if settings.target != "label":
+        parts.append(settings.target)
+    if settings.test_corruption.name != probe.AS_TRAINED:
+        parts.append(setting_name(settings.test_corruption))
+    return "-".join(parts)
+
+
 def probe_network(
-    network: Network, splits: Mapping[str, Source], settings: ConfigDict, protocol: str, mesh: Mesh
+    network: Network,
+    splits: Mapping[str, Part],
+    settings: ConfigDict,
+    config: ConfigDict,
+    mesh: Mesh,
 ) -> Scores:
     """Every accuracy of one frozen network on the test split.
 
@@ -95,11 +158,9 @@ def probe_network(
       ``sgd`` (the published protocol), ``lbfgs`` (all labels) and ``lbfgs_few`` (the first
       ``settings.labels_per_class`` of each class): top-1, top-5 and what was chosen; ``knn``.
     """
-    batch_size = settings.feature_batch_size
-    clean = {
-        name: extract(network.clean(), source, mesh=mesh, batch_size=batch_size)
-        for name, source in splits.items()
-    }
+    how = {"mesh": mesh, "batch_size": settings.feature_batch_size, "target": settings.target}
+    embeds = {view: network.through(view) for view in {part.view for part in splits.values()}}
+    clean = {name: extract(embeds[part.view], part.source, **how) for name, part in splits.items()}
     train = clean["train"]
     num_classes = int(train.labels.max()) + 1
     few = probe.per_class_subset(train.labels, settings.labels_per_class)
@@ -116,18 +177,15 @@ def probe_network(
             train.labels,
             clean["test"].features,
             clean["test"].labels,
-            protocol=protocol,
+            protocol=config.monitor.protocol,
         ),
     }
     if settings.sgd.epochs:
+        cropped = network.through(make_cropped_view(config))
 
         def augmented(epoch: int) -> tuple[Any, Any]:
-            fresh = extract(
-                network.cropped(settings.seed, epoch),
-                splits["train"],
-                mesh=mesh,
-                batch_size=batch_size,
-            )
+            draw = jnp.uint32(settings.seed), jnp.int32(epoch)
+            fresh = extract(lambda batch: cropped(batch, *draw), splits["train"].source, **how)
             return fresh.features, fresh.labels
 
         fitted = probe.fit_sgd(augmented, num_classes, seed=settings.seed, **settings.sgd)

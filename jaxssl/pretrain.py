@@ -7,20 +7,20 @@ needs; the same command again resumes, or says that the run is finished.
 import contextlib
 import math
 import pathlib
+from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxssl import cli, distributed
-from jaxssl.augment.views import make_policy
+from jaxssl.augment.policies import Policy, check_policy, make_policy, policy_hyper
 from jaxssl.checkpoint import Checkpoints
+from jaxssl.data.corrupted import Examples
 from jaxssl.data.examples import Source
 from jaxssl.data.pipeline import train_batches
-from jaxssl.data.sources import load
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.monitor import make_monitor
 from jaxssl.methods import METHODS, Method, Spec
@@ -34,11 +34,19 @@ from jaxssl.run_directory import (
 )
 from jaxssl.training.loop import Cadence, Reporter, train
 from jaxssl.training.state import Blueprint, TrainState, traced_scalars
-from jaxssl.training.step import Policy, compile_step, make_epoch_hook, make_step
+from jaxssl.training.step import compile_step, make_epoch_hook, make_step
 
 
-def pretrain(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
+def pretrain(
+    config: ConfigDict, workdir: pathlib.Path, sources: Mapping[str, Source] | None = None
+) -> TrainState:
     """Trains the method of ``config`` in ``workdir``, from its newest checkpoint if it has one.
+
+    Args:
+      config: the recipe.
+      workdir: run directory, made or resumed.
+      sources: data of your own (`jaxssl.data.sources.array_source`) in place of ``config.data``:
+        ``"train"``, ``"validation"`` if the monitor is on, and ``"pretrain"`` if it differs.
 
     Raises:
       UserError: for whatever the user can mend.
@@ -48,11 +56,12 @@ def pretrain(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         distributed.initialize()
     mesh = distributed.data_mesh(config.run.num_devices)
     distributed.check_batch_size(config.batch_size, mesh)
-    source = load(config.data, "train")
-    policy = make_policy(config.views, config.normalize, source.original_split)
+    examples = Examples(config, sources)
+    source = examples["pretrain"]
+    policy = make_policy(config)
     blueprint = Blueprint.of(config, make_spec(config, source, policy))
     cadence = Cadence.of(config, len(source), blueprint.spec.total_steps)
-    monitor = make_monitor(blueprint, config, source, mesh)
+    monitor = make_monitor(blueprint, config, examples, mesh)
     step = compile_step(make_step(blueprint, policy), mesh)
     claim(workdir, config)  # last of all, so that bad input leaves no directory behind
 
@@ -114,15 +123,22 @@ def resolve(config: ConfigDict) -> ConfigDict:
         if not 0 <= config[name] < 2**32:
             raise UserError(f"{name}={config[name]} is out of range: use 0 to 4294967295.")
     method = choose("method.name", config.method.name, METHODS)
-    for name in ("learning_rate", "weight_decay", *method.HYPER):
-        if name not in config.hyper:
-            raise UserError(
-                f"hyper.{name} is missing and method.name={config.method.name!r} reads it: "
-                "add it to the recipe's hyper group."
-            )
+    readers = {
+        "every optimizer": ("learning_rate", "weight_decay"),
+        f"method.name={config.method.name!r}": method.HYPER,
+        f"views.policy={config.views.policy!r}": policy_hyper(config),
+    }
+    for reader, names in readers.items():
+        for name in names:
+            if name not in config.hyper:
+                raise UserError(
+                    f"hyper.{name} is missing and {reader} reads it: give it with "
+                    f"--config.hyper.{name}, or in the recipe's hyper group."
+                )
     for name, value in config.hyper.items():
         if not math.isfinite(value) or value < 0 or (name == "temperature" and value == 0):
             raise UserError(f"hyper.{name}={value} cannot be: give a finite positive number.")
+    check_policy(config)
     positive = {"batch_size": config.batch_size, "schedule.epochs": config.schedule.epochs}
     for name, value in positive.items():
         if value <= 0:
@@ -137,7 +153,7 @@ def make_spec(config: ConfigDict, source: Source, policy: Policy) -> Spec:
       UserError: if the run would not have a single step.
     """
     # The policy's own word: one that appends channels is believed.
-    views = jax.eval_shape(policy, source.gather(np.zeros(1, np.int64)), jnp.uint32(0))
+    views = jax.eval_shape(policy, source.gather(np.zeros(1, np.int64)), traced_scalars(config))
     total_steps = int(len(source) * config.schedule.epochs // config.batch_size)
     if total_steps == 0:
         raise UserError(

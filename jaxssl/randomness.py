@@ -40,7 +40,7 @@ class Split(enum.IntEnum):
 def sample_keys(
     data_seed: UInt[Array, ""] | int,
     purpose: Purpose,
-    split: Split,
+    split: Int[Array, " b"],
     epoch: Int[Array, " b"],
     index: Int[Array, " b"],
     view: int,
@@ -50,23 +50,24 @@ def sample_keys(
     Args:
       data_seed: seed of the data stream, an unsigned 32-bit integer; may be traced.
       purpose: what the draws are for.
-      split: the original split of the images.
+      split: number in `Split` of the original split of each sample.
       epoch: epoch of each sample, >= 0.
       index: position of each sample in its original split, >= 0.
       view: number of the view, from 0.
 
     Returns:
-      Typed keys [B]; entry i depends on (data_seed, purpose, split, view) and on its own epoch
+      Typed keys [B]; entry i depends on (data_seed, purpose, view) and on its own split, epoch
       and index alone.
     """
-    stream = jax.random.key(data_seed)
-    for word in (purpose, split, view):
-        stream = jax.random.fold_in(stream, int(word))
+    stream = jax.random.fold_in(jax.random.key(data_seed), int(purpose))
 
-    def one(epoch: Int[Array, ""], index: Int[Array, ""]) -> Key[Array, ""]:
-        return jax.random.fold_in(jax.random.fold_in(stream, epoch), index)
+    def one(split: Array, epoch: Array, index: Array) -> Key[Array, ""]:
+        key = stream
+        for word in (split, view, epoch, index):
+            key = jax.random.fold_in(key, word)
+        return key
 
-    return jax.vmap(one)(epoch, index)
+    return jax.vmap(one)(split, epoch, index)
 
 
 def step_key(

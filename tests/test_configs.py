@@ -48,25 +48,22 @@ def test_recipe_says_what_it_is(recipe):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_recipe_takes_two_steps(recipe, tmp_path, monkeypatch):
+def test_recipe_takes_two_steps(recipe, tmp_path):
     """On noise of the recipe's own shape, with a narrower net and a smaller batch."""
     config = read(recipe, "batch=16,width=4" + (",queue=32" if "moco" in recipe else ""))
     draw = np.random.default_rng(0)
     channels = 1 if config.data.name == "digits" else 3
 
-    def noise(data, split):
-        images = draw.integers(0, 256, (64, data.image_size, data.image_size, channels), np.uint8)
-        labels = np.arange(64, dtype=np.int32) % 10
-        return array_source("noise", Split.TRAIN, images, {"label": labels}, num_classes=10)
-
-    monkeypatch.setattr("jaxssl.pretrain.load", noise)
-    monkeypatch.setattr("jaxssl.evaluation.monitor.load", noise)
+    side = config.data.image_size
+    images = draw.integers(0, 256, (64, side, side, channels), np.uint8)
+    labels = np.arange(64, dtype=np.int32) % 10
+    noise = array_source("noise", Split.TRAIN, images, {"label": labels}, num_classes=10)
     with config.unlocked():
         config.run.stop_step = 2
         config.run.log_every_steps = 1
         config.run.num_devices = 2
         config.monitor.knn_every_epochs = 0.0
-    state = pretrain(config, tmp_path / "run")
+    state = pretrain(config, tmp_path / "run", {"train": noise})
     assert int(state.step) == 2
     losses = [row["loss"] for row in read_metrics(tmp_path / "run")]
     assert len(losses) == 2

@@ -8,7 +8,7 @@ from tiny import Run, config_for
 
 from configs.common import view_group
 from jaxssl.augment.augmentation import simclr_cifar
-from jaxssl.augment.views import make_policy
+from jaxssl.augment.policies import make_policy
 from jaxssl.data.pipeline import train_batches
 from jaxssl.distributed import data_mesh, global_batch, replicated, sharded
 from jaxssl.randomness import Purpose, Split, host_bits, permutation, sample_keys, step_key
@@ -23,7 +23,7 @@ def views_of(run, batches, num_devices):
     policy = jax.jit(
         run.policy, in_shardings=(sharded(mesh), replicated(mesh)), out_shardings=replicated(mesh)
     )
-    made = [policy(global_batch(mesh, batch), jnp.uint32(3)) for batch in batches]
+    made = [policy(global_batch(mesh, batch), {"data_seed": jnp.uint32(3)}) for batch in batches]
     return jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(made))
 
 
@@ -55,12 +55,13 @@ def run():
     object.__setattr__(source, "images", colour)
     object.__setattr__(source, "image_shape", (8, 8, 3))
     views = view_group(simclr_cifar(12))
-    with views.unlocked():
+    with made.config.unlocked():
+        made.config.views = views
         for name in ("view1", "view2"):
             views[name].blur_p = 0.5
             views[name].blur_kernel_size = 3
             views[name].solarize_p = 0.2
-    made.policy = make_policy(views, made.config.normalize, source.original_split)
+    made.policy = make_policy(made.config)
     return made
 
 
@@ -96,7 +97,7 @@ def test_keys_are_a_function_of_each_of_their_words():
     def key(seed=0, purpose=Purpose.VIEW, split=Split.TRAIN, epoch=0, index=0, view=0):
         ones = jnp.ones(1, jnp.int32)
         return jax.random.key_data(
-            sample_keys(seed, purpose, split, epoch * ones, index * ones, view)
+            sample_keys(seed, purpose, split * ones, epoch * ones, index * ones, view)
         ).tobytes()
 
     changes = [
@@ -119,6 +120,6 @@ def test_host_streams_never_change():
     bits = host_bits(5, Purpose.ORDER, Split.TRAIN, 2, 0)
     assert permutation(bits, 8).tolist() == GOLDEN_PERMUTATION
     keys = sample_keys(
-        5, Purpose.VIEW, Split.TRAIN, jnp.full(1, 2, jnp.int32), jnp.full(1, 7, jnp.int32), 1
+        5, Purpose.VIEW, *(jnp.full(1, n, jnp.int32) for n in (Split.TRAIN, 2, 7)), 1
     )
     assert jax.random.key_data(keys)[0].tolist() == GOLDEN_KEY

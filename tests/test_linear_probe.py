@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 from tiny import config_for
 
+from jaxssl.augment.policies import make_clean_view
 from jaxssl.checkpoint import CheckpointReader
 from jaxssl.data import sources
 from jaxssl.distributed import data_mesh
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.evaluation.features import extract
-from jaxssl.evaluation.frozen import Network, fresh_encoder, raw_pixels, restored_encoder
+from jaxssl.evaluation.frozen import (
+    Network,
+    fresh_encoder,
+    make_cropped_view,
+    raw_pixels,
+    restored_encoder,
+)
 from jaxssl.linear_probe import linear_probe, print_card
 from jaxssl.pretrain import pretrain, resolve
 from jaxssl.run_directory import read_config
@@ -89,20 +96,14 @@ def test_the_untrained_encoder_is_the_one_the_run_began_with(tmp_path):
         assert a.tobytes() == b.tobytes()
 
 
-def test_nothing_is_chosen_on_the_test_split(run, settings, monkeypatch):
+def test_nothing_is_chosen_on_the_test_split(run, settings):
     """Scrambled test labels change no choice and no fit, only the accuracies."""
     honest, _ = linear_probe(run, None, settings, baselines=False)
-    load = sources.load
-
-    def scrambled(config, split, **given):
-        source = load(config, split, **given)
-        if split == "test":
-            labels = np.random.default_rng(0).permutation(source.targets["label"])
-            source.targets["label"][:] = labels
-        return source
-
-    monkeypatch.setattr("jaxssl.linear_probe.load", scrambled)
-    blind, _ = linear_probe(run, None, settings, baselines=False)
+    data = read_config(run).data
+    given = {split: sources.load(data, split) for split in ("train", "validation", "test")}
+    labels = given["test"].targets["label"]
+    labels[:] = np.random.default_rng(0).permutation(labels)
+    blind, _ = linear_probe(run, None, settings, baselines=False, sources=given)
     for fit in ("lbfgs", "lbfgs_few"):
         mine, other = blind["results"]["trained"][fit], honest["results"]["trained"][fit]
         for key in ("l2", "validation_top1", "iterations", "gradient"):
@@ -115,15 +116,18 @@ def test_features_are_those_of_each_image_in_order():
     config = resolve(config_for("simclr"))
     source = sources.load(config.data, "validation")
     mesh = data_mesh(8)
-    pixels = raw_pixels(config)
-    got = extract(pixels.clean(), source, mesh=mesh, batch_size=64)
+    pixels = raw_pixels()
+    got = extract(pixels.through(make_clean_view(config)), source, mesh=mesh, batch_size=64)
     np.testing.assert_allclose(
         got.features, source.images.reshape(len(source), -1) / 255.0, atol=1e-6
     )
     assert (got.labels == source.targets["label"]).all()
+    cropped = pixels.through(make_cropped_view(config))
+    embeds = [
+        lambda batch, e=epoch: cropped(batch, np.uint32(0), np.int32(e)) for epoch in (0, 0, 1)
+    ]
     first, again, later = (
-        extract(pixels.cropped(0, epoch), source, mesh=mesh, batch_size=64).features
-        for epoch in (0, 0, 1)
+        extract(embed, source, mesh=mesh, batch_size=64).features for embed in embeds
     )
     assert (first == again).all()
     assert np.abs(first - later).max() > 0.1

@@ -1,16 +1,15 @@
 """The smallest real runs: digits of 8x8 pixels, a net of a few thousand weights, three methods."""
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from configs.pretrain import moco_v2, simclr, supervised
 from configs.quickstart import get_config as quickstart
-from jaxssl.augment.views import make_policy
+from jaxssl.augment.policies import make_policy
 from jaxssl.data.pipeline import training_rows
 from jaxssl.data.sources import load
 from jaxssl.pretrain import make_spec, resolve
-from jaxssl.training.state import Blueprint
+from jaxssl.training.state import Blueprint, traced_scalars
 
 METHODS = ("simclr", "moco_v2", "supervised")
 RECIPES = {"simclr": simclr, "moco_v2": moco_v2, "supervised": supervised}
@@ -41,9 +40,7 @@ class Run:
     def __init__(self, config: ConfigDict):
         self.config = resolve(config)
         self.source = load(self.config.data, "train")
-        self.policy = make_policy(
-            self.config.views, self.config.normalize, self.source.original_split
-        )
+        self.policy = make_policy(self.config)
         self.blueprint = Blueprint.of(self.config, make_spec(self.config, self.source, self.policy))
 
     def batch(self, step: int) -> dict:
@@ -53,4 +50,4 @@ class Run:
 
     def views(self, step: int):
         """The views of a step, on the first device."""
-        return jax.jit(self.policy)(self.batch(step), jnp.uint32(self.config.data_seed))
+        return jax.jit(self.policy)(self.batch(step), traced_scalars(self.config))

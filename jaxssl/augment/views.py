@@ -1,25 +1,25 @@
 """View policies: what a method sees of a batch, made on the device.
 
-A policy takes a batch as it reached the device (images uint8) and returns `Views`. Everything that
-is drawn for a sample depends on (data_seed, split, epoch, index, view) and on the operation's
-number in `Draw` alone: not on the batch it is in, nor on which other operations are on.
+A policy takes a batch as it reached the device (images uint8) and returns `Views`, float32 in
+[0, 1]. Everything that is drawn for a sample depends on (data_seed, split, epoch, index, view) and
+on the operation's number in `Draw` alone: not on the batch it is in, nor on which other operations
+are on.
 """
 
 import dataclasses
 import enum
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt, UInt8
-from ml_collections import ConfigDict
 
 from jaxssl.augment import ops
 from jaxssl.augment.augmentation import Augmentation
 from jaxssl.augment.resample import random_crop_box, resized_crop
-from jaxssl.errors import UserError, choose
-from jaxssl.randomness import Purpose, Split, sample_keys
+from jaxssl.errors import UserError
+from jaxssl.randomness import Purpose, sample_keys
 
 
 class Draw(enum.IntEnum):
@@ -33,6 +33,7 @@ class Draw(enum.IntEnum):
     BLUR = 5
     BLUR_APPLIED = 6
     SOLARIZE = 7
+    PAIR = 8  # two crops drawn together; with the key of view 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,10 @@ jax.tree_util.register_pytree_with_keys(Views, _flatten_views, _unflatten_views)
 
 
 def augment_view(
-    images: Float[Array, "b h w c"], keys: Key[Array, " b"], augmentation: Augmentation
+    images: Float[Array, "b h w c"],
+    keys: Key[Array, " b"],
+    augmentation: Augmentation,
+    boxes: Float[Array, "b 4"] | None = None,
 ) -> tuple[Float[Array, "b size size c"], Float[Array, "b 4"], Bool[Array, " b"]]:
     """One view of each image.
 
@@ -81,6 +85,7 @@ def augment_view(
       images: float32 in [0, 1].
       keys: one a sample; nothing else decides what is drawn for it.
       augmentation: the recipe.
+      boxes: crops to make in place of those drawn; all else is drawn as it is without.
 
     Returns:
       The views, float32 in [0, 1] and not normalised; the crop boxes; which are mirrored.
@@ -96,6 +101,8 @@ def augment_view(
         )
     height, width = images.shape[1:3]
     drawn = jax.vmap(lambda key: draw_view(key, height, width, augmentation))(keys)
+    if boxes is not None:
+        drawn = drawn._replace(box=boxes)
     views = jax.vmap(lambda image, drawn: apply_view(image, drawn, augmentation))(images, drawn)
     return views, drawn.box, drawn.flipped
 
@@ -176,67 +183,64 @@ def apply_view(
 
 def multi_view(
     batch: Mapping[str, Any],
-    *,
     data_seed: UInt[Array, ""] | int,
-    split: Split,
     augmentations: tuple[Augmentation, ...],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
 ) -> Views:
     """One independent view a recipe: SimCLR's two, BYOL's asymmetric two, multi-crop's many.
 
     Args:
-      batch: ``image`` uint8 [B, H, W, C], ``index`` and ``epoch`` int32 [B], ``targets``.
+      batch: ``image`` uint8 [B, H, W, C], ``index``, ``split`` and ``epoch`` int32 [B],
+        ``targets``.
       data_seed: seed of the data stream; may be traced.
-      split: the original split of the images.
       augmentations: the recipe of view 0, 1, ...
-      mean: of each channel of an image in [0, 1], subtracted last; empty for none.
-      std: of each channel, divided by after that; empty for none.
 
     Raises:
-      UserError: if a colour operation is on and the images have not 3 channels, or ``mean`` and
-        ``std`` have neither none nor one value a channel.
+      UserError: if a colour operation is on and the images have not 3 channels.
     """
-    index, epoch = batch["index"], batch["epoch"]
     canonical = to_float(batch["image"])
-    views = []
-    for view, augmentation in enumerate(augmentations):
-        keys = sample_keys(data_seed, Purpose.VIEW, split, epoch, index, view)
-        views.append(augment_view(canonical, keys, augmentation))
-    images, boxes, flipped = zip(*views, strict=True)
-    return Views(
-        images=tuple(normalize(image, mean, std) for image in images),
-        boxes=boxes,
-        flipped=flipped,
-        targets=dict(batch["targets"]),
-        index=index,
-        epoch=epoch,
+    views = [
+        augment_view(canonical, view_keys(batch, data_seed, view), augmentation)
+        for view, augmentation in enumerate(augmentations)
+    ]
+    return gather_views(batch, views)
+
+
+def view_keys(
+    batch: Mapping[str, Any], data_seed: UInt[Array, ""] | int, view: int
+) -> Key[Array, " b"]:
+    """The key of each sample's draws for one view."""
+    return sample_keys(
+        data_seed, Purpose.VIEW, batch["split"], batch["epoch"], batch["index"], view
     )
 
 
-POLICIES: dict[str, Callable[..., Views]] = {"multi_view": multi_view}
+def gather_views(batch: Mapping[str, Any], views: Iterable[tuple[Array, Array, Array]]) -> Views:
+    """`Views` of a batch from (images, boxes, flipped) a view."""
+    images, boxes, flipped = zip(*views, strict=True)
+    return Views(
+        images=images,
+        boxes=boxes,
+        flipped=flipped,
+        targets=dict(batch["targets"]),
+        index=batch["index"],
+        epoch=batch["epoch"],
+    )
 
 
 def evaluation_view(
-    batch: Mapping[str, Any],
-    *,
-    size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    images: UInt8[Array, "b h w c"], size: int
 ) -> Float[Array, "b {size} {size} c"]:
-    """The deterministic test-time images, float32, normalised.
+    """The deterministic test-time images, float32 in [0, 1].
 
     Square images up to 32 pixels and those that already have the size are taken whole; otherwise
     the central square of 0.875 of the shorter side (SimCLR, arXiv:2002.05709), resized
     antialiased and bicubic.
 
     Args:
-      batch: ``image`` uint8 [B, H, W, C].
+      images: as the data set has them.
       size: side of the result, pixels.
-      mean: as `multi_view`'s.
-      std: as `multi_view`'s.
     """
-    images = to_float(batch["image"])
+    images = to_float(images)
     height, width = images.shape[1:3]
     if (height, width) != (size, size):
         side = min(height, width)
@@ -246,7 +250,7 @@ def evaluation_view(
         images = jax.vmap(
             lambda image: resized_crop(image, box, size, filter="bicubic", antialias=True)
         )(images)
-    return normalize(images, mean, std)
+    return images
 
 
 def to_float(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -258,6 +262,11 @@ def normalize(
     images: Float[Array, "b h w c"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "b h w c"]:
     """(images - mean) / std, channel by channel; either may be empty, for none.
+
+    Args:
+      images: float32 in [0, 1].
+      mean: one a channel, subtracted.
+      std: one a channel, divided by after that.
 
     Raises:
       UserError: if one has another number of values than the images have channels.
@@ -274,39 +283,3 @@ def normalize(
     if std:
         images = images / jnp.array(std, dtype=jnp.float32)
     return images
-
-
-def make_policy(
-    views: ConfigDict, normalization: ConfigDict, split: Split
-) -> Callable[[Mapping[str, Any], UInt[Array, ""] | int], Views]:
-    """The policy that a config's ``views`` and ``normalize`` groups describe.
-
-    Args:
-      views: ``policy``, a key of `POLICIES`, and one group of `Augmentation` fields a view.
-      normalization: ``mean`` and ``std``, as `multi_view`'s.
-      split: the original split of the images.
-
-    Returns:
-      From a batch and the data seed to `Views`.
-
-    Raises:
-      UserError: if there is no such policy.
-    """
-    names = [name for name in views if name != "policy"]
-    # By number, not by name: view10 comes after view2.
-    ordered = sorted(names, key=lambda name: int(name.removeprefix("view")))
-    augmentations = tuple(Augmentation(**views[name]) for name in ordered)
-    policy = choose("views.policy", views["policy"], POLICIES)
-    mean, std = tuple(normalization["mean"]), tuple(normalization["std"])
-
-    def apply(batch: Mapping[str, Any], data_seed: UInt[Array, ""] | int) -> Views:
-        return policy(
-            batch,
-            data_seed=data_seed,
-            split=split,
-            augmentations=augmentations,
-            mean=mean,
-            std=std,
-        )
-
-    return apply

@@ -1,29 +1,44 @@
-"""Examples that can be read in any order: in memory, in a folder, or in a TFDS set.
+"""Examples that can be read in any order, and those of them that lie in memory.
 
-An image is uint8 [H, W, C] in [0, 255], C = 1 or 3, of one canonical size a set. A source is a
-fixed list of examples, its *rows*; what an example is called everywhere else is its *position*, a
-row number in the original split as its publisher made it, which survives every cut.
+An image is uint8 [H, W, C] in [0, 255] of one canonical size a set. A source is a fixed list of
+examples, its *rows*; what an example is called everywhere else is its *position*, a row number in
+the original split as its publisher made it, which survives every cut.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
-import io
 import os
-from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-import PIL.Image
 from absl import logging
 from jaxtyping import Int
 
+from jaxssl.data.canonical import UnreadableImageError
 from jaxssl.errors import UserError
 from jaxssl.randomness import Split
 
 Batch = dict[str, Any]
 Rows = Int[np.ndarray, " b"]
+T = TypeVar("T")
 DECODE_CHUNK = 256
+PUBLISHED = {"train": Split.TRAIN, "validation": Split.VALIDATION, "test": Split.TEST}
+# What the values of a target are, and its dimensions; a letter that is no N, H or W is any size.
+KINDS_OF_DTYPE: dict[str, Any] = {
+    "integer": np.integer,
+    "real": np.number,
+    "uint8": np.uint8,
+}
+TARGETS = {
+    "label": ("integer", "N"),
+    "presence": ("integer", "N K"),
+    "slots": ("integer", "N S"),
+    "digit": ("integer", "N"),
+    "boxes": ("real", "N M 4"),
+    "box_labels": ("integer", "N M"),
+    "mask": ("uint8", "N H W"),
+}
 
 
 @runtime_checkable
@@ -42,7 +57,10 @@ class Source(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes in order of the label, where known."""
+        """Names of the classes in order of the label, where known.
+
+        In a set without ``label`` they are those of ``box_labels``.
+        """
         ...
 
     @property
@@ -87,15 +105,20 @@ class Source(Protocol):
 
         Returns:
           ``image`` uint8 [B,H,W,C]; ``index`` int32 [B], positions in the original split;
-          ``epoch`` int32 [B]; ``original_size`` int32 [B,2], (height, width) in pixels before the
-          image was brought to the canonical size; ``targets``, a dict of arrays that lead with B:
-          ``label`` int32 [B] in [0, num_classes), or nothing.
+          ``split`` int32 [B], the number of that split; ``epoch`` int32 [B]; ``original_size``
+          int32 [B,2], (height, width) in pixels before the image was brought to the canonical size;
+          ``targets``, a dict of arrays that lead with B, of which a set has some or none:
+          ``label`` int32 [B] in [0, num_classes); ``presence`` int32 [B,K], 0 or 1 a class;
+          ``slots`` int32 [B,S] and ``digit`` int32 [B], see `jaxssl.data.composed`; ``boxes``
+          float32 [B,M,4], (y0, x0, y1, x1) in pixels of the canonical image, and ``box_labels``
+          int32 [B,M], padded with zeros and with -1; ``mask`` uint8 [B,H,W], the class of each
+          pixel, 255 for none.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Examples:
+class SourceFields:
     """What every source here has; the attributes of `Source`."""
 
     name: str
@@ -120,6 +143,7 @@ class _Examples:
         return {
             "image": images,
             "index": self.positions[rows].astype(np.int32),
+            "split": np.full(len(rows), self.original_split, np.int32),
             "epoch": np.zeros(len(rows), np.int32) if epochs is None else epochs.astype(np.int32),
             "original_size": sizes,
             "targets": targets,
@@ -127,12 +151,12 @@ class _Examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class ArraySource(_Examples):
+class ArraySource(SourceFields):
     """Examples that lie in memory; a batch is one fancy index.
 
     Attributes:
       images: uint8 [N,H,W,C].
-      targets: arrays that lead with N; ``label`` int32.
+      targets: arrays that lead with N; see `Source.gather`.
       sizes: int32 [N,2], (height, width) in pixels before resizing.
     """
 
@@ -155,12 +179,9 @@ class ArraySource(_Examples):
             )
         for key, values in self.targets.items():
             if len(values) != len(self.images):
-                raise UserError(
-                    f"target {key!r} of {self.name} has {len(values)} rows for "
-                    f"{len(self.images)} images: pass one row an image."
-                )
+                raise UserError(_wrong_rows(key, values, len(self.images), self.name))
         if "label" in self.targets:
-            _check_labels(self.targets["label"], self.num_classes, self.name)
+            check_labels(self.targets["label"], self.num_classes, self.name)
 
     def take(self, rows: Rows) -> "ArraySource":
         """See `Source.take`; copies."""
@@ -178,92 +199,12 @@ class ArraySource(_Examples):
         return self._batch(rows, epochs, self.images[rows], self.sizes[rows], targets)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class FolderSource(_Examples):
-    """Image files, decoded when they are asked for.
+def check_labels(labels: np.ndarray, num_classes: int | None, name: str) -> np.ndarray:
+    """The labels, if they are of the classes that the set declares.
 
-    Attributes:
-      files: one path a row.
-      labels: int32 [N], or None.
+    Raises:
+      UserError: if not.
     """
-
-    files: tuple[str, ...]
-    labels: np.ndarray | None
-    vectorised: bool = dataclasses.field(default=False, init=False)
-
-    def take(self, rows: Rows) -> "FolderSource":
-        """See `Source.take`."""
-        return dataclasses.replace(
-            self,
-            positions=self.positions[rows],
-            files=tuple(self.files[row] for row in rows),
-            labels=None if self.labels is None else self.labels[rows],
-        )
-
-    def record(self, row: int) -> dict[str, Any]:
-        """One example: ``image`` uint8 [H,W,C], ``index``, ``original_size`` [2], ``targets``.
-
-        Raises:
-          UserError: if the file is no image that Pillow can read.
-        """
-        image, size = _decode(self.files[row], self.image_shape, self.files[row])
-        targets = {} if self.labels is None else {"label": self.labels[row]}
-        index = np.int32(self.positions[row])
-        return {"image": image, "index": index, "original_size": size, "targets": targets}
-
-    def gather(self, rows: Rows, epochs: Rows | None = None) -> Batch:
-        """See `Source.gather`."""
-        records = [self.record(int(row)) for row in rows]
-        targets = {} if self.labels is None else {"label": self.labels[rows]}
-        images = np.stack([record["image"] for record in records])
-        sizes = np.stack([record["original_size"] for record in records])
-        return self._batch(rows, epochs, images, sizes, targets)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class TfdsSource(_Examples):
-    """Records of a prepared TFDS set, read and decoded when they are asked for.
-
-    Attributes:
-      records: what ``tfds.data_source`` gives for the whole original split, images left encoded.
-    """
-
-    records: Any
-    vectorised: bool = dataclasses.field(default=False, init=False)
-
-    def take(self, rows: Rows) -> "TfdsSource":
-        """See `Source.take`."""
-        return dataclasses.replace(self, positions=self.positions[rows])
-
-    def gather(self, rows: Rows, epochs: Rows | None = None) -> Batch:
-        """See `Source.gather`."""
-        with whole_files(self.name):
-            examples = self.records.__getitems__([int(p) for p in self.positions[rows]])
-        where = f"record {{}} of {self.name}"
-        pairs = [
-            _decode(example["image"], self.image_shape, where.format(position))
-            for example, position in zip(examples, self.positions[rows], strict=True)
-        ]
-        targets = {}
-        if self.num_classes is not None:
-            labels = np.array([example["label"] for example in examples], np.int32)
-            targets["label"] = _check_labels(labels, self.num_classes, self.name)
-        images, sizes = (np.stack(parts) for parts in zip(*pairs, strict=True))
-        return self._batch(rows, epochs, images, sizes, targets)
-
-
-@contextlib.contextmanager
-def whole_files(name: str) -> Iterator[None]:
-    """Turns what the record reader says of a missing, cut or changed file into a UserError."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise UserError(
-            f"the files of TFDS set {name!r} are incomplete or damaged ({error}): prepare it again."
-        ) from error
-
-
-def _check_labels(labels: np.ndarray, num_classes: int | None, name: str) -> np.ndarray:
     if num_classes is None or (
         len(labels) and not (labels.min() >= 0 and labels.max() < num_classes)
     ):
@@ -274,51 +215,34 @@ def _check_labels(labels: np.ndarray, num_classes: int | None, name: str) -> np.
     return labels
 
 
-def resize(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
-    """Short side to the target's, then a central crop, in one resampling (Pillow's bicubic).
-
-    One scale s for both axes and a sub-pixel offset: a point (y, x) of the original comes to lie
-    at ((y - top) / s, (x - left) / s), with (top, left) the corner of the largest central part that
-    has the target's aspect ratio. The filter widens with the scale (antialiasing).
-    """
-    scale = min(image.height / height, image.width / width)
-    # Without the minimum a rounding error may put the box outside the image, which Pillow refuses.
-    cropped_width = min(width * scale, image.width)
-    cropped_height = min(height * scale, image.height)
-    left, top = (image.width - cropped_width) / 2, (image.height - cropped_height) / 2
-    box = (left, top, left + cropped_width, top + cropped_height)
-    return image.resize((width, height), PIL.Image.Resampling.BICUBIC, box=box)
+def _cast(key: str, values: np.ndarray) -> np.ndarray:
+    dtypes = {"integer": np.int32, "real": np.float32}
+    return values.astype(dtypes.get(TARGETS[key][0], np.uint8)) if key in TARGETS else values
 
 
-def _decode(
-    encoded: str | bytes | np.ndarray | None, shape: tuple[int, int, int], where: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """An image of the canonical shape, and its (height, width) before.
+def _check_target(key: str, values: np.ndarray, images: tuple[int, ...], name: str) -> None:
+    """Refuses a target of another dtype or other dimensions than `TARGETS` says."""
+    if values.ndim == 0 or len(values) != images[0]:
+        raise UserError(_wrong_rows(key, values, images[0], name))
+    if key not in TARGETS:
+        return
+    kind, dimensions = TARGETS[key]
+    known = {"N": images[0], "H": images[1], "W": images[2], "4": 4}
+    expected = [known.get(letter) for letter in dimensions.split()]
+    if (
+        not np.issubdtype(values.dtype, KINDS_OF_DTYPE[kind])
+        or len(expected) != values.ndim
+        or any(size not in (None, got) for size, got in zip(expected, values.shape, strict=True))
+    ):
+        raise UserError(
+            f"target {key!r} of {name} is {values.dtype} {list(values.shape)} for images "
+            f"{list(images)}: pass {kind} values of shape [{dimensions.replace(' ', ', ')}]."
+        )
 
-    Args:
-      encoded: path of an image file, its bytes, or the pixels; None: a record cut short.
-      shape: canonical (H, W, C).
-      where: what to call the image if it cannot be read.
-    """
-    height, width, channels = shape
-    try:
-        image = _open(encoded).convert("L" if channels == 1 else "RGB")
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise UserError(f"{where} is not a readable image ({error}): replace it.") from error
-    size = np.array((image.height, image.width), np.int32)
-    if (image.height, image.width) != (height, width):
-        image = resize(image, height, width)
-    return np.asarray(image).reshape(height, width, channels), size
 
-
-def _open(encoded: str | bytes | np.ndarray | None) -> PIL.Image.Image:
-    if encoded is None:
-        raise ValueError("the record is empty")
-    if isinstance(encoded, np.ndarray):
-        return PIL.Image.fromarray(encoded.squeeze(-1) if encoded.shape[-1] == 1 else encoded)
-    with PIL.Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
-        image.load()
-        return image
+def _wrong_rows(key: str, values: np.ndarray, images: int, name: str) -> str:
+    rows = len(values) if values.ndim else "no"
+    return f"target {key!r} of {name} has {rows} rows for {images} images: pass one row an image."
 
 
 def array_source(
@@ -335,8 +259,9 @@ def array_source(
     Args:
       name: what error messages call it.
       split: which split it is; part of the key of every draw made for its images.
-      images: uint8 [N,H,W,C].
-      targets: arrays that lead with N; ``label`` int32 in [0, num_classes), where there are labels.
+      images: uint8 [N,H,W,C], C any number of channels.
+      targets: arrays that lead with N, named and shaped as those of `Source.gather`, of any
+        integer dtype where int32 is meant and of any real one where float32 is.
       num_classes: number of classes of ``label``.
       class_names: their names.
 
@@ -349,6 +274,8 @@ def array_source(
             "with C = 1."
         )
     size = np.array(images.shape[1:3], np.int32)
+    for key, values in targets.items():
+        _check_target(key, values, images.shape, name)
     return ArraySource(
         name=name,
         num_classes=num_classes,
@@ -358,25 +285,69 @@ def array_source(
         image_shape=(int(size[0]), int(size[1]), images.shape[3]),
         positions=np.arange(len(images)),
         images=images,
-        targets=targets,
+        targets={key: _cast(key, values) for key, values in targets.items()},
         sizes=np.tile(size, (len(images), 1)),
     )
+
+
+def map_chunks(function: Callable[[Rows], T], n: int) -> list[T]:
+    """``function`` of each chunk of the rows 0 .. n-1, in parallel threads, in order."""
+    chunks = np.split(np.arange(n), range(DECODE_CHUNK, n, DECODE_CHUNK))
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        return list(threads.map(function, chunks))
+
+
+def without_unreadable(source: Source) -> Source:
+    """The source without the rows whose image or mask cannot be decoded.
+
+    Every image is decoded once to find them. The others keep their positions. One warning says how
+    many are left out and names the first.
+
+    Raises:
+      UserError: if none can be read.
+    """
+
+    def read(rows: Rows) -> list[tuple[int, str]]:
+        unreadable = []
+        for row in rows:
+            try:
+                source.gather(np.array([row]))
+            except UnreadableImageError as error:
+                unreadable.append((int(row), error.args[0]))
+        return unreadable
+
+    logging.info("reading %d images of %s to find unreadable ones", len(source), source.name)
+    unreadable = [found for part in map_chunks(read, len(source)) for found in part]
+    if not unreadable:
+        return source
+    first = unreadable[0][1]
+    if len(unreadable) == len(source):
+        raise UserError(
+            f"none of the {len(source)} images of {source.name} can be read, the first being "
+            f"{first}: check the files."
+        )
+    logging.warning(
+        "%d of %d images of %s cannot be read and are left out; the first is %s",
+        len(unreadable),
+        len(source),
+        source.name,
+        first,
+    )
+    return source.take(np.delete(np.arange(len(source)), [row for row, _ in unreadable]))
 
 
 def in_memory(source: Source) -> ArraySource:
     """Decodes every example of a source once, in parallel threads."""
     logging.info("decoding %d images of %s into memory", len(source), source.name)
-    chunks = np.split(np.arange(len(source)), range(DECODE_CHUNK, len(source), DECODE_CHUNK))
     images = np.empty((len(source), *source.image_shape), np.uint8)
     sizes = np.empty((len(source), 2), np.int32)
 
-    def decode(rows: np.ndarray) -> dict[str, np.ndarray]:
+    def decode(rows: Rows) -> dict[str, np.ndarray]:
         batch = source.gather(rows)
         images[rows], sizes[rows] = batch["image"], batch["original_size"]
         return batch["targets"]
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        parts = list(threads.map(decode, chunks))
+    parts = map_chunks(decode, len(source))
     return ArraySource(
         name=source.name,
         num_classes=source.num_classes,

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import grain
 import jax
@@ -21,11 +21,6 @@ from jaxtyping import Int
 from jaxssl.data.examples import Batch, Source
 from jaxssl.errors import UserError
 from jaxssl.randomness import Purpose, Split, host_bits, permutation
-
-Transform = Callable[[Batch], Batch]
-"""A change of images on the host, uint8 to uint8, NumPy. It gets batches of any length, whole ones
-or single records: what it does to an image may depend on that image's ``index`` and ``epoch``,
-not on its neighbours. With worker processes it must be picklable."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -79,12 +74,10 @@ class _TrainReader:
 
     source: Source
     data_seed: int
-    transform: Transform | None
 
     def __call__(self, entries: np.ndarray) -> Batch:
         rows, epochs = _shuffled(entries, len(self.source), self.data_seed)
-        batch = self.source.gather(rows, epochs)
-        return batch if self.transform is None else self.transform(batch)
+        return self.source.gather(rows, epochs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +85,9 @@ class _EvalReader:
     """Rows in order as a batch; entries past the end repeat the last row and are masked."""
 
     source: Source
-    transform: Transform | None
 
     def __call__(self, entries: np.ndarray) -> Batch:
         batch = self.source.gather(np.minimum(entries, len(self.source) - 1))
-        batch = batch if self.transform is None else self.transform(batch)
         return {**batch, "mask": entries < len(self.source)}
 
 
@@ -162,7 +153,6 @@ def train_batches(
     num_steps: int,
     process_index: int,
     process_count: int,
-    transform: Transform | None = None,
     prefetch: int = 2,
     workers: int = 0,
 ) -> Batches:
@@ -176,10 +166,9 @@ def train_batches(
       num_steps: step before which to stop.
       process_index: number of this process.
       process_count: number of processes; each reads B / process_count rows a step.
-      transform: what happens to the images on the host, see `Transform`.
       prefetch: batches to have ready ahead of the one asked for; 0: none, in the caller's thread.
       workers: processes that read and decode, for sources that are not in memory; 0: threads. They
-        take seconds to start and pay where decoding and ``transform`` are held up by Python's lock.
+        take seconds to start and pay where decoding and corruption are held up by Python's lock.
 
     Returns:
       An iterator of batches as `Source.gather` gives them. Closing or dropping it stops the read.
@@ -188,7 +177,7 @@ def train_batches(
       UserError: at once, if the batch does not divide over the processes or the source is empty.
     """
     blocks = _blocks(source, batch_size, process_index, process_count)
-    read = _TrainReader(source, data_seed, transform)
+    read = _TrainReader(source, data_seed)
     return Batches(_dataset(read, blocks, start_step, num_steps, prefetch, workers))
 
 
@@ -198,7 +187,6 @@ def eval_batches(
     batch_size: int,
     process_index: int,
     process_count: int,
-    transform: Transform | None = None,
     prefetch: int = 2,
     workers: int = 0,
 ) -> Batches:
@@ -212,7 +200,6 @@ def eval_batches(
       batch_size: global batch size, over all processes.
       process_index: number of this process.
       process_count: number of processes.
-      transform: as in `train_batches`.
       prefetch: as in `train_batches`.
       workers: as in `train_batches`.
 
@@ -221,7 +208,7 @@ def eval_batches(
     """
     blocks = _blocks(source, batch_size, process_index, process_count)
     num_batches = -(-len(source) // batch_size)
-    read = _EvalReader(source, transform)
+    read = _EvalReader(source)
     return Batches(_dataset(read, blocks, 0, num_batches, prefetch, workers))
 
 

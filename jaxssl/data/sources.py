@@ -6,26 +6,35 @@ alone: no draw, no seed.
 
 import dataclasses
 import fractions
-import os
-import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
+from jaxssl.data.composed import COMPOSED
 from jaxssl.data.examples import (
+    PUBLISHED,
     ArraySource,
-    FolderSource,
     Source,
-    TfdsSource,
     array_source,
     in_memory,
-    whole_files,
+    without_unreadable,
 )
-from jaxssl.errors import UserError
-from jaxssl.randomness import Split
+from jaxssl.data.folders import (
+    FolderSource,
+    class_folder_splits,
+    coco_splits,
+    image_splits,
+    mask_splits,
+    open_class_folders,
+    open_coco,
+    open_images,
+    open_masks,
+)
+from jaxssl.data.imagenet100 import IMAGENET100
+from jaxssl.data.tfds_sets import TfdsSource, open_tfds, tfds_splits
+from jaxssl.errors import UserError, choose
 
 __all__ = [
     "KINDS",
@@ -37,12 +46,10 @@ __all__ = [
     "cut",
     "in_memory",
     "load",
+    "pretraining_split",
 ]
 
-PUBLISHED = {"train": Split.TRAIN, "validation": Split.VALIDATION, "test": Split.TEST}
-# The published test images of these have no labels: what everyone tests on is validation.
-TESTED_ON_VALIDATION = ("imagenet2012", "places365_small")
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+CLASS_LISTS = {"imagenet100": IMAGENET100}
 DIGITS_TEST = 360
 
 
@@ -55,15 +62,39 @@ def spread(n: int, share: fractions.Fraction) -> Bool[np.ndarray, " n"]:
     return steps[1:] > steps[:-1]
 
 
+def hold_out(
+    listing: Int[np.ndarray, " n"], fraction: float, key: str
+) -> tuple[Int[np.ndarray, " h"], Int[np.ndarray, " r"]]:
+    """The entries of a listing that are held out, and the rest, both in the listing's order.
+
+    Entry i is held out iff floor((i+1) f) > floor(i f), with f the ratio nearest to ``fraction``
+    among those with a denominator up to a million.
+
+    Args:
+      listing: row numbers.
+      fraction: share to hold out, in [0, 1).
+      key: the config key it comes from.
+
+    Raises:
+      UserError: if the fraction is out of range.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(
+            f"{key}={fraction} is no share of the train split: choose one of at least 0 and below "
+            "1."
+        )
+    held = spread(len(listing), fractions.Fraction(fraction).limit_denominator(10**6))
+    return listing[held], listing[~held]
+
+
 def cut(
     split: str, listing: Int[np.ndarray, " n"], validation_fraction: float, train_examples: int
 ) -> Int[np.ndarray, " m"]:
     """Which rows of a published train split belong to ``"train"`` or to ``"validation"``.
 
-    Entry i of the listing is held out for validation iff floor((i+1) f) > floor(i f), with f the
-    ratio nearest to ``validation_fraction`` among those with a denominator up to a million. The
-    rest is for training; of it ``train_examples`` are kept, chosen by the same rule. Two runs with
-    one ``validation_fraction`` therefore share the validation part whatever else they vary.
+    `hold_out` of ``validation_fraction`` gives the validation part. The rest is for training; of it
+    ``train_examples`` are kept, evenly spread by the same rule. Two runs with one
+    ``validation_fraction`` therefore share the validation part whatever else they vary.
 
     Args:
       split: ``"train"`` or ``"validation"``.
@@ -78,21 +109,9 @@ def cut(
     Raises:
       UserError: if there are not as many examples as asked for.
     """
-    if not 0 <= validation_fraction < 1:
-        raise UserError(
-            f"validation_fraction={validation_fraction} is no share of the train split: choose "
-            "one of at least 0 and below 1."
-        )
-    share = fractions.Fraction(validation_fraction).limit_denominator(10**6)
-    held = spread(len(listing), share)
+    held, rest = hold_out(listing, validation_fraction, "validation_fraction")
     if split == "validation":
-        if not held.any():
-            raise UserError(
-                f"validation_fraction={validation_fraction} of {len(listing)} training images is "
-                f"no image: raise it to at least {1 / len(listing):.2g}."
-            )
-        return np.sort(listing[held])
-    rest = listing[~held]
+        return _some(held, "validation_fraction", validation_fraction, len(listing))
     if not 0 <= train_examples <= len(rest):
         raise UserError(
             f"train_examples={train_examples} but {len(rest)} training images are left of "
@@ -102,13 +121,24 @@ def cut(
     return np.sort(rest[kept])
 
 
+def _some(held: np.ndarray, key: str, fraction: float, n: int) -> np.ndarray:
+    if not len(held):
+        raise UserError(
+            f"{key}={fraction} of {n} training images is no image: raise it to at least "
+            f"{1 / n:.2g}."
+        )
+    return np.sort(held)
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """How a kind of data set is opened.
 
     Attributes:
-      splits: the published splits that there are, some of `PUBLISHED`.
-      open: a whole published split.
+      splits: the published splits that there are, some of `PUBLISHED`; and ``"pretrain"`` if
+        pretraining sees other examples than training does. Its first rows are then those of
+        ``"train"``, and what follows them is for pretraining alone.
+      open: a whole published split, or ``"pretrain"``.
     """
 
     splits: Callable[[ConfigDict], Sequence[str]]
@@ -140,155 +170,33 @@ def _open_digits(config: ConfigDict, published: str) -> ArraySource:
     )
 
 
-def _subfolders(folder: pathlib.Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
-
-
-def _folder_part(config: ConfigDict, published: str) -> pathlib.Path:
-    root = pathlib.Path(config.data_dir).expanduser()
-    names = {"train": ["train"], "validation": ["validation", "val"], "test": ["test"]}[published]
-    return next((root / name for name in names if (root / name).is_dir()), root / names[0])
-
-
-def _folder_splits(config: ConfigDict) -> Sequence[str]:
-    splits = [name for name in PUBLISHED if _subfolders(_folder_part(config, name))]
-    if "train" not in splits:
-        raise UserError(
-            f"{config.data_dir or 'data_dir'}/train has no class sub-folders: point data_dir at a "
-            "folder with train/<class>/<image> and val/ or test/<class>/<image>."
-        )
-    return splits
-
-
-def _open_folder(config: ConfigDict, published: str) -> FolderSource:
-    """Class sub-folders of image files, in sorted order; the classes are those of ``train``."""
-    if config.image_size <= 0:
-        raise UserError(
-            f"image_size={config.image_size} is no canonical size: give the pixels to which the "
-            "images of the folder are resized."
-        )
-    part = _folder_part(config, published)
-    classes = _subfolders(_folder_part(config, "train"))
-    unknown = sorted(set(_subfolders(part)) - set(classes))
-    if unknown:
-        raise UserError(
-            f"{part} has class {unknown[0]!r}, which {_folder_part(config, 'train')} lacks: use "
-            "the same class folders in both."
-        )
-    files, labels = [], []
-    for label, name in enumerate(classes):
-        images = sorted(f for f in (part / name).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
-        files += [str(image) for image in images]
-        labels += [label] * len(images)
-    if not files:
-        raise UserError(f"{part} holds no image files: expected <class>/*{IMAGE_SUFFIXES[3]} ...")
-    return FolderSource(
-        name=f"{pathlib.Path(config.data_dir).name}/{part.name}",
-        num_classes=len(classes),
-        class_names=tuple(classes),
-        original_split=PUBLISHED[published],
-        original_size=len(files),
-        image_shape=(config.image_size, config.image_size, 3),
-        positions=np.arange(len(files)),
-        files=tuple(files),
-        labels=np.array(labels, np.int32),
-    )
-
-
-def _tfds_builder(config: ConfigDict) -> Any:
-    """The builder of a set that is prepared in a format with random access."""
-    import tensorflow_datasets as tfds
-
-    root = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    directory = pathlib.Path(root).expanduser()
-    command = f"tfds build {config.name} --data_dir={directory} --file_format=array_record"
-    try:
-        builder = tfds.builder(config.name, data_dir=directory, try_gcs=False)
-    except (tfds.core.registered.DatasetNotFoundError, AssertionError, ValueError) as error:
-        raise UserError(
-            f"data set {config.name!r} is neither 'digits' nor 'folder', nor is it known to TFDS "
-            f"or prepared in {directory} ({str(error).splitlines()[0]}): correct data.name."
-        ) from error
-    if not builder.info.splits:
-        raise UserError(
-            f"TFDS set {config.name!r} is not prepared in {directory}: set TFDS_DATA_DIR or "
-            f"data.data_dir, or prepare it with `{command}` where tensorflow is installed."
-        )
-    if builder.info.file_format not in tfds.core.file_adapters.FileFormat.with_random_access():
-        raise UserError(
-            f"TFDS set {config.name!r} in {directory} is stored as "
-            f"{builder.info.file_format.value}, which allows no random access: prepare it again "
-            f"with `{command} --overwrite` where tensorflow is installed."
-        )
-    return builder
-
-
-def _tfds_splits(config: ConfigDict) -> Sequence[str]:
-    builder = _tfds_builder(config)
-    splits = [name for name in PUBLISHED if name in builder.info.splits]
-    if builder.name in TESTED_ON_VALIDATION:
-        splits.remove("test")
-    return splits
-
-
-def _open_tfds(config: ConfigDict, published: str) -> TfdsSource:
-    """A prepared TFDS set with a uint8 ``image`` and, maybe, a ``label``."""
-    import tensorflow_datasets as tfds
-
-    builder = _tfds_builder(config)
-    features: dict[str, Any] = dict(builder.info.features.items())
-    image, label = features.get("image"), features.get("label")
-    if image is None or image.np_dtype != np.uint8 or image.shape[2:] not in ((None,), (1,), (3,)):
-        raise UserError(
-            f"TFDS set {config.name!r} has no uint8 feature 'image' with 1 or 3 channels: choose "
-            "an image-classification set."
-        )
-    height, width, channels = image.shape
-    if None in (height, width):
-        if config.image_size <= 0:
-            raise UserError(
-                f"images of {config.name!r} vary in size: give data.image_size, the pixels to "
-                "which they are resized."
-            )
-        height = width = config.image_size
-    labelled = isinstance(label, tfds.features.ClassLabel)
-    # Pillow on a whole chunk of records is three times as fast as the reader's own decoding.
-    encoded = isinstance(image, tfds.features.Image)
-    decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
-    with whole_files(config.name):
-        records = builder.as_data_source(split=published, decoders=decoders)
-        size = len(records)
-    return TfdsSource(
-        name=config.name,
-        num_classes=features["label"].num_classes if labelled else None,
-        class_names=tuple(features["label"].names) if labelled else None,
-        original_split=PUBLISHED[published],
-        original_size=size,
-        image_shape=(height, width, channels or 3),
-        positions=np.arange(size),
-        records=records,
-    )
-
-
 KINDS = {
     "digits": Kind(_digits_splits, _open_digits),
-    "folder": Kind(_folder_splits, _open_folder),
+    "folder": Kind(class_folder_splits, open_class_folders),
+    "images": Kind(image_splits, open_images),
+    "coco_folder": Kind(coco_splits, open_coco),
+    "mask_folder": Kind(mask_splits, open_masks),
 }
-TFDS = Kind(_tfds_splits, _open_tfds)
+TFDS = Kind(tfds_splits, open_tfds)
 
 
 def _published_split(split: str, available: Sequence[str], config: ConfigDict) -> str:
-    """The publisher's split from which ``split`` is taken."""
-    if split == "train":
+    """The split, as `Kind` has it, from which ``split`` is taken."""
+    if split == "pretrain" and "pretrain" in available:
+        return "pretrain"
+    if split in ("pretrain", "train"):
         return "train"
     if split == "test":
         if "test" in available or "validation" in available:
             return "test" if "test" in available else "validation"
-        raise UserError(f"{config.name!r} has no test split: it has {', '.join(available)} only.")
+        if config.test_fraction > 0:
+            return "train"
+        raise UserError(
+            f"{config.name!r} has no test split: set data.test_fraction to hold out a part of the "
+            "train split."
+        )
     if split != "validation":
-        raise UserError(f"split {split!r} is unknown: choose train, validation or test.")
+        raise UserError(f"split {split!r} is unknown: choose pretrain, train, validation or test.")
     if config.validation_fraction > 0:
         return "train"
     if {"validation", "test"} <= set(available):
@@ -310,32 +218,108 @@ def _listing(source: Source) -> np.ndarray:
     return np.arange(len(source))
 
 
+def _open(kind: Kind, config: ConfigDict, published: str) -> Source:
+    """A whole published split, or those of its rows that are of the classes chosen."""
+    source = kind.open(config, published)
+    if not config.classes:
+        return source
+    wanted = choose("data.classes", config.classes, CLASS_LISTS)
+    names = source.class_names or ()
+    missing = [name for name in wanted if name not in names]
+    if missing or source.num_classes is None or not isinstance(source, FolderSource | TfdsSource):
+        raise UserError(
+            f"data.classes={config.classes!r} but {source.name} lacks {len(missing)} of its "
+            f"{len(wanted)} classes, such as {(missing or wanted)[0]!r}: use a set with labels of "
+            "those classes, or ''."
+        )
+    numbers = np.full(len(names), -1, np.int32)
+    numbers[[names.index(name) for name in wanted]] = np.arange(len(wanted))
+    return source.with_classes(numbers, wanted)
+
+
+def _rows(
+    split: str, train: Source, available: Sequence[str], config: ConfigDict
+) -> Int[np.ndarray, " m"]:
+    """Rows of the published train split that belong to a split."""
+    listing = _listing(train)
+    if not {"validation", "test"} & set(available):
+        held, listing = hold_out(listing, config.test_fraction, "test_fraction")
+        if split == "test":
+            return _some(held, "test_fraction", config.test_fraction, len(train))
+    part = "validation" if split == "validation" else "train"
+    return cut(part, listing, config.validation_fraction, config.train_examples)
+
+
+def pretraining_split(config: ConfigDict) -> str:
+    """The split to `load` for pretraining: ``"train"`` if ``"pretrain"`` would be the same.
+
+    Args:
+      config: the ``data`` group.
+
+    Raises:
+      UserError: if the set is not to be had.
+    """
+    if config.name in COMPOSED:
+        return "pretrain"
+    return "pretrain" if "pretrain" in KINDS.get(config.name, TFDS).splits(config) else "train"
+
+
+def _open_composed(config: ConfigDict, split: str) -> Source:
+    """A set made of other sets, which are cut as they are by themselves."""
+
+    def open_base(name: str, data_dir: str, train_examples: int) -> Source:
+        base = config.copy_and_resolve_references()
+        base.update(name=name, data_dir=data_dir, train_examples=train_examples)
+        return load(base, split)
+
+    return COMPOSED[config.name](config, split, open_base)
+
+
 def load(config: ConfigDict, split: str, *, memory_limit_bytes: int = 2**31) -> Source:
     """The examples that a config names.
 
     ``"train"`` and ``"validation"`` are parts of the published train split (see `cut`), except
     that a ``validation_fraction`` of 0 leaves training all of it and takes the publisher's own
     validation split where there is one beside a test split. ``"test"`` is the published test
-    split, or the published validation split where no labelled test split is published.
+    split, or the published validation split where no labelled test split is published. Where
+    neither is, `hold_out` of ``test_fraction`` takes it from the published train split first, and
+    `cut` sees the rest.
+
+    ``"pretrain"`` is ``"train"``, and after it the images that the publisher gives for nothing but
+    pretraining: all of STL-10's unlabelled ones, whatever ``train_examples`` says.
 
     Args:
-      config: the ``data`` group. ``name``: ``"digits"``, ``"folder"`` or the name of a TFDS set,
-        ``name[/config][:version]``. ``data_dir``: root of the folder or of TFDS; ``""``:
+      config: the ``data`` group. ``name``: a key of `COMPOSED`, with a group ``compose``;
+        ``"digits"``; ``"folder"``, ``"images"``,
+        ``"coco_folder"`` or ``"mask_folder"`` (see `jaxssl.data.folders`); or the name of a TFDS
+        set, ``name[/config][:version]``. ``data_dir``: root of the folder or of TFDS; ``""``:
         ``TFDS_DATA_DIR``, or TFDS's default. ``image_size``: canonical height and width in pixels
-        of a set whose images vary in size. ``validation_fraction``, ``train_examples``: see `cut`.
-      split: ``"train"``, ``"validation"`` or ``"test"``.
+        of a set whose images vary in size. ``classes``: ``""``, or a list of `CLASS_LISTS`: its
+        classes alone, numbered in the order of their names; a TFDS set is then read through once
+        to learn the labels, a folder is not. ``test_fraction``, ``validation_fraction``,
+        ``train_examples``: see above. ``unreadable``: ``"refuse"`` an image that cannot be decoded
+        when it is met, or ``"skip"`` it: the rows that are left after all cuts are then decoded
+        once more, now, and the unreadable ones left out.
+      split: ``"pretrain"``, ``"train"``, ``"validation"`` or ``"test"``.
       memory_limit_bytes: a set whose canonical images take at most this is decoded once into
         memory; a larger one is read record by record. The batches are the same.
 
     Raises:
       UserError: if the set, the split or as many examples are not to be had.
     """
+    if config.name in COMPOSED:
+        return _open_composed(config, split)
+    skip = choose("data.unreadable", config.unreadable, {"refuse": False, "skip": True})
     kind = KINDS.get(config.name, TFDS)
-    published = _published_split(split, kind.splits(config), config)
-    source = kind.open(config, published)
-    if published == "train":
-        rows = cut(split, _listing(source), config.validation_fraction, config.train_examples)
-        source = source.take(rows)
+    available = kind.splits(config)
+    published = _published_split(split, available, config)
+    source = _open(kind, config, published)
+    if published in ("train", "pretrain"):
+        train = source if published == "train" else _open(kind, config, "train")
+        rows = _rows(split, train, available, config)
+        source = source.take(np.concatenate([rows, np.arange(len(train), len(source))]))
+    if skip and not source.vectorised:
+        source = without_unreadable(source)
     if not source.vectorised and len(source) * np.prod(source.image_shape) <= memory_limit_bytes:
         return in_memory(source)
     return source

@@ -8,25 +8,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
-from jaxssl.augment.views import evaluation_view
 from jaxssl.data.examples import Source
 from jaxssl.data.pipeline import eval_batches
 from jaxssl.distributed import fetch, global_batch
 
 Batch = Mapping[str, Any]
 Embed = Callable[[Batch], Float[Array, "b d"]]
-
-
-def clean_view(batch: Batch, config: ConfigDict) -> Float[Array, "b h w c"]:
-    """The test-time images of a run: what its monitor and its probes embed."""
-    return evaluation_view(
-        batch,
-        size=config.views.view1.size,
-        mean=config.normalize.mean,
-        std=config.normalize.std,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +30,9 @@ class FeatureSet:
     labels: Int[np.ndarray, " _"]
 
 
-def extract(embed: Embed, source: Source, *, mesh: Mesh, batch_size: int) -> FeatureSet:
+def extract(
+    embed: Embed, source: Source, *, mesh: Mesh, batch_size: int, target: str = "label"
+) -> FeatureSet:
     """Runs ``embed`` over the whole set, sharded over the mesh.
 
     Args:
@@ -50,6 +40,7 @@ def extract(embed: Embed, source: Source, *, mesh: Mesh, batch_size: int) -> Fea
       source: the set.
       mesh: devices to share each batch.
       batch_size: images a pass over all devices, a multiple of the mesh's size.
+      target: name of the target that serves as the label.
     """
     features, labels = [], []
     batches = eval_batches(
@@ -62,8 +53,8 @@ def extract(embed: Embed, source: Source, *, mesh: Mesh, batch_size: int) -> Fea
         rows = global_batch(mesh, batch)
         embedded, mask, targets = fetch((embed(rows), rows["mask"], rows["targets"]))
         features.append(np.asarray(embedded[mask], np.float32))
-        if "label" in targets:
-            labels.append(targets["label"][mask])
+        if target in targets:
+            labels.append(targets[target][mask])
     return FeatureSet(
         np.concatenate(features),
         np.concatenate(labels) if labels else np.zeros(0, np.int32),

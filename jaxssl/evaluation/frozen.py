@@ -13,21 +13,25 @@ from jaxtyping import Array, Float, Int, UInt
 from ml_collections import ConfigDict
 
 from jaxssl.augment.augmentation import Augmentation
-from jaxssl.augment.views import augment_view, normalize, to_float
+from jaxssl.augment.policies import make_finisher
+from jaxssl.augment.views import augment_view, to_float
 from jaxssl.checkpoint import CheckpointReader
 from jaxssl.distributed import replicated
-from jaxssl.evaluation.features import Batch, Embed, clean_view
+from jaxssl.evaluation.features import Batch
 from jaxssl.models import build_encoder
-from jaxssl.randomness import Purpose, Split, sample_keys, step_key
+from jaxssl.randomness import Purpose, sample_keys, step_key
 
 Apply = Callable[[Any, Array], Array]
 
 
-def _cropped_view(
-    batch: Batch, config: ConfigDict, seed: UInt[Array, ""], epoch: Int[Array, ""]
-) -> Float[Array, "b h w c"]:
-    """Crop and flip of pretraining's first view, its colour operations left out."""
+def make_cropped_view(config: ConfigDict) -> Callable[..., Float[Array, "b h w c"]]:
+    """From (batch, seed, epoch) to images cropped and flipped, differently in each epoch.
+
+    Crop and flip are those of pretraining's first view, its colour operations left out; all else is
+    as in the test-time images.
+    """
     view = config.views.view1
+    finish = make_finisher(config)
     recipe = Augmentation(
         size=view.size,
         crop_scale=view.crop_scale,
@@ -37,11 +41,17 @@ def _cropped_view(
         crop_subpixel=view.crop_subpixel,
         flip_p=view.flip_p,
     )
-    index = batch["index"]
-    epochs = jnp.full_like(index, epoch)
-    keys = sample_keys(seed, Purpose.PROBE_VIEW, Split.TRAIN, epochs, index, 0)
-    images = augment_view(to_float(batch["image"]), keys, recipe)[0]
-    return normalize(images, config.normalize.mean, config.normalize.std)
+
+    def cropped_view(
+        batch: Batch, seed: UInt[Array, ""], epoch: Int[Array, ""]
+    ) -> Float[Array, "b h w c"]:
+        index = batch["index"]
+        epochs = jnp.full_like(index, epoch)
+        keys = sample_keys(seed, Purpose.PROBE_VIEW, batch["split"], epochs, index, 0)
+        images = augment_view(to_float(batch["image"]), keys, recipe)[0]
+        return finish(images, batch, 0)
+
+    return cropped_view
 
 
 class Network:
@@ -51,24 +61,15 @@ class Network:
       arrays: parameters and statistics, a pytree.
     """
 
-    def __init__(self, config: ConfigDict, apply: Apply, arrays: Any):
+    def __init__(self, apply: Apply, arrays: Any):
         """Takes ``apply(arrays, images) -> features`` [B, D], pure."""
         self.arrays = arrays
-        self._clean = jax.jit(lambda arrays, batch: apply(arrays, clean_view(batch, config)))
-        self._cropped = jax.jit(
-            lambda arrays, batch, seed, epoch: apply(
-                arrays, _cropped_view(batch, config, seed, epoch)
-            )
-        )
+        self._apply = apply
 
-    def clean(self) -> Embed:
-        """Features of the images as they are."""
-        return lambda batch: self._clean(self.arrays, batch)
-
-    def cropped(self, seed: int, epoch: int) -> Embed:
-        """Features of the images cropped and flipped, differently in each epoch."""
-        draw = (jnp.uint32(seed), jnp.int32(epoch))
-        return lambda batch: self._cropped(self.arrays, batch, *draw)
+    def through(self, view: Callable[..., Float[Array, "b h w c"]]) -> Callable[..., Array]:
+        """Jitted: features of what ``view`` makes of a batch and further arguments."""
+        embed = jax.jit(lambda arrays, *inputs: self._apply(arrays, view(*inputs)))
+        return lambda *inputs: embed(self.arrays, *inputs)
 
     def digest(self) -> str:
         """SHA-256 of all parameters and statistics, in hexadecimal."""
@@ -93,19 +94,19 @@ def restored_encoder(
     )
     step, state = checkpoints.restore_partial(template, step)
     arrays = (state["params"]["encoder"], state["rest"]["encoder"])
-    return Network(config, _pooled(graph), arrays), step
+    return Network(_pooled(graph), arrays), step
 
 
 def fresh_encoder(config: ConfigDict, channels: int, mesh: Mesh) -> Network:
     """The encoder with the weights that the run itself began with."""
     graph = nnx.eval_shape(lambda: _split_encoder(config, channels))[0]
     arrays = jax.jit(lambda: _split_encoder(config, channels)[1:], out_shardings=replicated(mesh))()
-    return Network(config, _pooled(graph), arrays)
+    return Network(_pooled(graph), arrays)
 
 
-def raw_pixels(config: ConfigDict) -> Network:
+def raw_pixels() -> Network:
     """The normalised pixels themselves as features."""
-    return Network(config, lambda arrays, images: images.reshape(images.shape[0], -1), ())
+    return Network(lambda arrays, images: images.reshape(images.shape[0], -1), ())
 
 
 def _split_encoder(config: ConfigDict, channels: int) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

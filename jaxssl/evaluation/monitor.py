@@ -8,11 +8,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxssl.data.examples import Source
-from jaxssl.data.sources import load
+from jaxssl.augment.policies import make_clean_view
+from jaxssl.data.corrupted import Examples
 from jaxssl.distributed import replicated, sharded
 from jaxssl.errors import UserError, choose
-from jaxssl.evaluation.features import Embed, clean_view, extract
+from jaxssl.evaluation.features import Embed, extract
 from jaxssl.metrics.collapse import feature_std
 from jaxssl.metrics.knn import knn_accuracy
 from jaxssl.training.state import Blueprint, TrainState, merge
@@ -24,9 +24,10 @@ def embedder(graph: nnx.GraphDef, config: ConfigDict, mesh: Mesh) -> Callable[[T
     One compilation serves every state.
     """
     layer = config.monitor.layer
+    clean_view = make_clean_view(config)
 
     def embed(params: nnx.State, rest: nnx.State, batch: Mapping) -> jax.Array:
-        layers = merge(graph, params, rest).represent(clean_view(batch, config))
+        layers = merge(graph, params, rest).represent(clean_view(batch))
         return choose("monitor.layer", layer, layers)
 
     whole = replicated(mesh)
@@ -35,7 +36,7 @@ def embedder(graph: nnx.GraphDef, config: ConfigDict, mesh: Mesh) -> Callable[[T
 
 
 def make_monitor(
-    blueprint: Blueprint, config: ConfigDict, bank: Source, mesh: Mesh
+    blueprint: Blueprint, config: ConfigDict, examples: Examples, mesh: Mesh
 ) -> Callable[[TrainState], Mapping[str, float]]:
     """The kNN monitor of a run: accuracy on ``monitor.split`` against the training images.
 
@@ -48,7 +49,7 @@ def make_monitor(
     """
     if config.monitor.knn_every_epochs <= 0:
         return lambda state: {}
-    queries = load(config.data, config.monitor.split)
+    bank, queries = examples["train"], examples[config.monitor.split]
     if bank.num_classes is None:
         raise UserError(
             "the kNN monitor needs labels but the data set has none: "
@@ -56,8 +57,7 @@ def make_monitor(
         )
     to_embed = embedder(blueprint.graph, config, mesh)
     # Traced once before training, so that a wrong layer is refused now and not after an epoch.
-    probe = {"image": np.zeros((config.batch_size, *bank.image_shape), np.uint8)}
-    jax.eval_shape(to_embed(blueprint.abstract(mesh)), probe)
+    jax.eval_shape(to_embed(blueprint.abstract(mesh)), bank.gather(np.zeros(1, np.int64)))
 
     def monitor(state: TrainState) -> dict[str, float]:
         embed = to_embed(state)

@@ -17,10 +17,14 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
+from jaxssl.augment import corrupting
 from jaxssl.randomness import Purpose, Split, host_bits, permutation
 
 Features = Float[Array | np.ndarray, "n d"]
 Labels = Int[Array | np.ndarray, " n"]
+
+
+AS_TRAINED = "as_trained"
 
 
 def default_config() -> ConfigDict:
@@ -29,6 +33,9 @@ def default_config() -> ConfigDict:
     config.seed = 0  # order of the images in the SGD fit
     config.feature_batch_size = 512  # images a pass through the frozen encoder
     config.labels_per_class = 10  # images a class in the row with few labels
+    config.target = "label"  # what is predicted: a target of the data set, such as "digit"
+    config.test_corruption = corrupting.default_config()  # of the test split alone
+    config.test_corruption.name = AS_TRAINED  # the run's own
 
     config.sgd = ConfigDict()
     config.sgd.epochs = 100  # passes over the training images, each with crops and flips of its own

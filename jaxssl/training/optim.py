@@ -143,6 +143,7 @@ def peak_learning_rate(base: Scalar, batch_size: int, scaling: str) -> Scalar:
 
 DECAYS: dict[str, Callable[[Float[Array, ""]], Float[Array, ""]]] = {
     "constant": jnp.ones_like,
+    "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
 }
 

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from jaxssl.augment.policies import Policy
 from jaxssl.augment.views import Views
 from jaxssl.distributed import on_mesh, replicated, sharded
 from jaxssl.methods.method import Hyper, Metrics
@@ -19,7 +20,6 @@ from jaxssl.training.optim import peak_learning_rate, unit_schedule
 from jaxssl.training.state import Blueprint, TrainState, merge, split
 
 Batch = Mapping[str, Any]
-Policy = Callable[[Batch, Array], Views]
 Step = Callable[[TrainState, Batch, Hyper], tuple[TrainState, Metrics]]
 
 
@@ -46,7 +46,7 @@ def make_step(blueprint: Blueprint, policy: Policy) -> Step:
 
     Args:
       blueprint: the method and its optimizer.
-      policy: makes the views of a batch from it and the data seed.
+      policy: makes the views of a batch from it and ``hyper``.
 
     Returns:
       ``step(state, batch, hyper) -> (state, metrics)``, pure; ``metrics`` are float32 scalars:
@@ -57,7 +57,7 @@ def make_step(blueprint: Blueprint, policy: Policy) -> Step:
     schedule = unit_schedule(config.schedule, spec.total_steps / config.schedule.epochs)
 
     def step(state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, Metrics]:
-        views = policy(batch, hyper["data_seed"])
+        views = policy(batch, hyper)
         loss, metrics, gradient, rest = loss_and_gradient(blueprint.graph, state, views, hyper)
         learning_rate = schedule(state.step) * peak_learning_rate(
             hyper["learning_rate"], config.batch_size, config.optimizer.scaling

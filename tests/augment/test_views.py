@@ -48,6 +48,7 @@ def batch():
     return {
         "image": jnp.asarray(rng.integers(0, 256, (N, SIDE, SIDE, 3), np.uint8)),
         "index": jnp.arange(100, 100 + N, dtype=jnp.int32),
+        "split": jnp.full(N, Split.TRAIN, jnp.int32),
         "epoch": jnp.full(N, 3, jnp.int32),
         "targets": {"label": jnp.arange(N, dtype=jnp.int32)},
     }
@@ -55,14 +56,9 @@ def batch():
 
 @functools.partial(jax.jit, static_argnames=("augmentations", "mean", "std"))
 def _make(batch, data_seed, augmentations, mean, std):
-    return views.multi_view(
-        batch,
-        data_seed=data_seed,
-        split=Split.TRAIN,
-        augmentations=augmentations,
-        mean=mean,
-        std=std,
-    )
+    made = views.multi_view(batch, data_seed, augmentations)
+    images = tuple(views.normalize(image, mean, std) for image in made.images)
+    return dataclasses.replace(made, images=images)
 
 
 def make(batch, *augmentations, data_seed=0, mean=(), std=()):
@@ -72,7 +68,7 @@ def make(batch, *augmentations, data_seed=0, mean=(), std=()):
 @functools.partial(jax.jit, static_argnames="augmentation")
 def draws(index, augmentation=EVERYTHING):
     """All that is drawn for the samples of these indices."""
-    keys = sample_keys(0, Purpose.VIEW, Split.TRAIN, jnp.full_like(index, 3), index, 0)
+    keys = sample_keys(0, Purpose.VIEW, jnp.zeros_like(index), jnp.full_like(index, 3), index, 0)
     return jax.vmap(lambda key: views.draw_view(key, SIDE, SIDE, augmentation))(keys)
 
 
@@ -155,7 +151,7 @@ def test_views_differ_between_epochs_samples_views_and_seeds(batch):
 def test_data_seed_may_be_traced(batch):
     for seed in (0, 5):
         traced = make(batch, CROP, data_seed=seed)
-        keys = sample_keys(seed, Purpose.VIEW, Split.TRAIN, batch["epoch"], batch["index"], 0)
+        keys = sample_keys(seed, Purpose.VIEW, batch["split"], batch["epoch"], batch["index"], 0)
         images, boxes, flipped = views.augment_view(views.to_float(batch["image"]), keys, CROP)
         assert_same_bits((traced.boxes[0], traced.flipped[0]), (boxes, flipped))
         np.testing.assert_allclose(traced.images[0], images, atol=1e-6)
@@ -348,7 +344,7 @@ def test_a_recipe_that_cannot_be_is_refused(field, value, message):
 
 
 def test_evaluation_view_of_the_right_size_is_the_image(batch):
-    seen = views.evaluation_view(batch, size=SIDE, mean=(), std=())
+    seen = views.evaluation_view(batch["image"], SIDE)
     np.testing.assert_allclose(seen, np.float64(batch["image"]) / 255, atol=1e-7)
 
 
@@ -363,10 +359,9 @@ def test_evaluation_view_of_the_right_size_is_the_image(batch):
 )
 def test_evaluation_view_is_pillows_central_crop(height, width, size, box):
     image = np.random.default_rng(1).integers(0, 256, (2, height, width, 1), np.uint8)
-    mean, std = (0.3,), (0.5,)
-    seen = views.evaluation_view({"image": jnp.asarray(image)}, size=size, mean=mean, std=std)
+    seen = views.evaluation_view(jnp.asarray(image), size)
     for i in range(2):
         y0, x0, y1, x1 = box
         plane = Image.fromarray(np.float32(image[i, ..., 0]) / 255).crop((x0, y0, x1, y1))
         plane = np.asarray(plane.resize((size, size), Image.Resampling.BICUBIC))
-        np.testing.assert_allclose(seen[i, ..., 0], (np.clip(plane, 0, 1) - 0.3) / 0.5, atol=5e-6)
+        np.testing.assert_allclose(seen[i, ..., 0], np.clip(plane, 0, 1), atol=2.5e-6)

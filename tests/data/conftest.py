@@ -20,11 +20,29 @@ def real_tfds():
     return TFDS_DIR
 
 
+@pytest.fixture(scope="session")
+def real_folders():
+    """The folder with COCO-128 and CamVid; the test is skipped where there is none."""
+    root = REAL.parent
+    if not ((root / "coco128").is_dir() and (root / "camvid").is_dir()):
+        pytest.skip("no COCO-128 and CamVid under ../shared/data")
+    return root
+
+
 @pytest.fixture
 def data_config():
     """A function that makes the ``data`` group of a config."""
 
-    def make(name, data_dir="", image_size=0, validation_fraction=0.0, train_examples=0):
+    def make(
+        name,
+        data_dir="",
+        image_size=0,
+        validation_fraction=0.0,
+        train_examples=0,
+        test_fraction=0.0,
+        classes="",
+        unreadable="refuse",
+    ):
         return ConfigDict(
             {
                 "name": name,
@@ -32,6 +50,9 @@ def data_config():
                 "image_size": image_size,
                 "validation_fraction": validation_fraction,
                 "train_examples": train_examples,
+                "test_fraction": test_fraction,
+                "classes": classes,
+                "unreadable": unreadable,
             }
         )
 

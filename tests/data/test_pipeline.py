@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxssl.data.pipeline import eval_batches, order, train_batches, training_rows
-from jaxssl.data.sources import array_source, load
+from jaxssl.data.sources import ArraySource, FolderSource, array_source, load
 from jaxssl.errors import UserError
 from jaxssl.randomness import Split
 
@@ -111,7 +111,8 @@ def test_training_rows_cut_one_sequence_of_whole_epochs(batch_size, n):
 def test_training_batches_are_the_rows_of_their_steps(digits):
     for step, batch in enumerate(train(digits)):
         rows, epochs = training_rows(step, 8, len(digits), 3)
-        assert set(batch) == {"image", "index", "epoch", "original_size", "targets"}
+        keys = {"image", "index", "split", "epoch", "original_size", "targets"}
+        assert set(batch) == keys
         np.testing.assert_array_equal(batch["image"], digits.images[rows])
         np.testing.assert_array_equal(batch["index"], digits.positions[rows])
         np.testing.assert_array_equal(batch["epoch"], epochs)
@@ -161,18 +162,34 @@ def test_prefetching_changes_nothing(digits, prefetch):
     assert_equal(join(train(digits, prefetch=prefetch)), join(train(digits)))
 
 
-def mark_images(batch):
-    """A corruption that depends on index and epoch, as a picklable function."""
-    stamp = (batch["index"] * 7 + batch["epoch"]).astype(np.uint8)
-    image = batch["image"].copy()
-    image[:, 0, 0, 0] = stamp
-    return {**batch, "image": image}
+class Marks:
+    """Images that depend on index and epoch, as those of a composed set do."""
+
+    def gather(self, rows, epochs=None):
+        batch = super().gather(rows, epochs)
+        image = batch["image"].copy()
+        image[:, 0, 0, 0] = batch["index"] * 7 + batch["epoch"]
+        return {**batch, "image": image}
+
+
+class MarkedArray(Marks, ArraySource):
+    pass
+
+
+class MarkedFolder(Marks, FolderSource):
+    pass
+
+
+def marked(source):
+    kind = MarkedArray if isinstance(source, ArraySource) else MarkedFolder
+    fields = [field.name for field in dataclasses.fields(source) if field.init]
+    return kind(**{name: getattr(source, name) for name in fields})
 
 
 def test_records_read_one_by_one_make_the_same_batches(data_config, folder):
     config = data_config("folder", folder, 8)
     kept, lazy = load(config, "train"), load(config, "train", memory_limit_bytes=0)
-    for options in ({}, {"transform": mark_images}, {"prefetch": 0}, {"process": (1, 2)}):
+    for options in ({}, {"prefetch": 0}, {"process": (1, 2)}):
         expected = join(train(kept, num_steps=6, **options))
         assert_equal(join(train(lazy, num_steps=6, **options)), expected)
         assert_equal(
@@ -182,8 +199,8 @@ def test_records_read_one_by_one_make_the_same_batches(data_config, folder):
         assert_equal(join(evaluate(lazy, **options)), join(evaluate(kept, **options)))
 
 
-def test_a_transform_sees_index_and_epoch_of_every_image(digits):
-    sequence = join(train(digits, transform=mark_images))
+def test_a_source_is_told_the_epoch_of_every_image(digits):
+    sequence = join(train(marked(digits)))
     expected = (sequence["index"] * 7 + sequence["epoch"]).astype(np.uint8)
     assert len(set(sequence["epoch"])) > 1
     np.testing.assert_array_equal(sequence["image"][:, 0, 0, 0], expected)
@@ -196,7 +213,8 @@ def test_worker_processes_change_nothing_and_report_a_broken_file(data_config, f
     last = lazy.files[order(3, 0, len(lazy))[-1]]
     pathlib.Path(last).write_bytes(b"no image")
     reached = (len(lazy) - 1) // 4  # batches of the first epoch without the broken file
-    expected = train(lazy, batch_size=4, num_steps=reached, transform=mark_images)
+    lazy = marked(lazy)
+    expected = train(lazy, batch_size=4, num_steps=reached)
     batches = train_batches(
         lazy,
         data_seed=3,
@@ -205,7 +223,6 @@ def test_worker_processes_change_nothing_and_report_a_broken_file(data_config, f
         num_steps=20,
         process_index=0,
         process_count=1,
-        transform=mark_images,
         workers=2,
     )
     assert_equal(join(itertools.islice(batches, reached)), join(expected))
@@ -226,7 +243,7 @@ def test_a_broken_file_is_reported_from_a_thread(data_config, tmp_path):
 def test_sets_without_labels_have_no_targets(data_config, folder):
     plain = array_source("plain", Split.TRAIN, np.zeros((5, 4, 4, 3), np.uint8), {})
     lazy = load(data_config("folder", folder, 8), "train", memory_limit_bytes=0)
-    lazy = dataclasses.replace(lazy, labels=None, num_classes=None)
+    lazy = dataclasses.replace(lazy, targets={}, num_classes=None)
     for source in (plain, lazy):
         assert all(batch["targets"] == {} for batch in train(source, num_steps=2))
         assert all(batch["targets"] == {} for batch in evaluate(source))
@@ -278,7 +295,8 @@ SCRIPT = """
 
     def main():
         config = ConfigDict({"name": "folder", "data_dir": sys.argv[1], "image_size": 8,
-                             "validation_fraction": 0.0, "train_examples": 0})
+                             "validation_fraction": 0.0, "train_examples": 0,
+                             "test_fraction": 0.0, "classes": "", "unreadable": "refuse"})
         held = []
         for memory_limit_bytes, workers in ((0, 0), (2**31, 0), (0, 1)):
             source = load(config, "train", memory_limit_bytes=memory_limit_bytes)

@@ -2,44 +2,26 @@
 
 import dataclasses
 import io
-import shutil
 
 import numpy as np
 import PIL.Image
 import pytest
 import sklearn.datasets
+from batches import assert_same_batch, everything
 from support import unchecked
 
-from jaxssl.data.examples import resize
+from jaxssl.data.canonical import resize
 from jaxssl.data.sources import (
     ArraySource,
     FolderSource,
     Source,
-    TfdsSource,
     array_source,
     cut,
+    in_memory,
     load,
 )
 from jaxssl.errors import UserError
 from jaxssl.randomness import Split
-
-
-def everything(source):
-    return source.gather(np.arange(len(source)))
-
-
-def assert_same_batch(left, right):
-    assert left.keys() == right.keys()
-    assert left["targets"].keys() == right["targets"].keys()
-    for batch in (left, right):
-        assert batch["image"].dtype == np.uint8
-        for key in ("index", "epoch", "original_size"):
-            assert batch[key].dtype == np.int32
-    for key in set(left) - {"targets"}:
-        np.testing.assert_array_equal(left[key], right[key], err_msg=key)
-    for key in left["targets"]:
-        np.testing.assert_array_equal(left["targets"][key], right["targets"][key], err_msg=key)
-
 
 # Cuts.
 
@@ -169,49 +151,61 @@ def test_arrays_that_disagree_are_refused_in_words(images, targets, message):
         array_source("mine", Split.TRAIN, images, targets, num_classes=5)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 7])
+def test_arrays_of_any_number_of_channels_with_every_target(channels):
+    rng = np.random.default_rng(0)
+    targets = {
+        "label": rng.integers(0, 5, 3).astype(np.uint8),
+        "digit": rng.integers(0, 10, 3),
+        "presence": rng.integers(0, 2, (3, 5), np.int16),
+        "slots": rng.integers(0, 5, (3, 2)),
+        "boxes": rng.uniform(0, 4, (3, 6, 4)),
+        "box_labels": rng.integers(-1, 5, (3, 6)),
+        "mask": rng.integers(0, 256, (3, 4, 5), np.uint8),
+        "weight": rng.uniform(size=3),  # unknown here, and carried through as it is
+    }
+    images = rng.integers(0, 256, (3, 4, 5, channels), np.uint8)
+    source = array_source("mine", Split.TEST, images, targets, num_classes=5)
+    assert source.image_shape == (4, 5, channels)
+    batch = in_memory(source).take(np.array([2, 0])).gather(np.array([1, 0]))
+    np.testing.assert_array_equal(batch["image"], images[[0, 2]])
+    assert batch["split"].tolist() == [Split.TEST, Split.TEST]
+    assert batch["targets"].keys() == targets.keys()
+    dtypes = {"boxes": np.float32, "mask": np.uint8, "weight": np.float64}
+    for key, values in batch["targets"].items():
+        assert values.dtype == dtypes.get(key, np.int32), key
+        np.testing.assert_array_equal(values, targets[key][[0, 2]].astype(values.dtype))
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "message"),
+    [
+        ("label", np.zeros(2), r"'label' of mine is float64 \[2\].* integer values of shape \[N\]"),
+        ("label", np.zeros(2, bool), "is bool"),
+        ("label", np.array(["a", "b"]), "is <U1"),
+        ("label", np.zeros((2, 1), np.int32), r"int32 \[2, 1\]"),
+        ("label", np.array(3), "has no rows for 2 images"),
+        ("presence", np.zeros(2, np.int32), r"shape \[N, K\]"),
+        ("digit", np.zeros(2, np.float32), "float32"),
+        ("boxes", np.zeros((2, 4), np.float32), r"real values of shape \[N, M, 4\]"),
+        ("boxes", np.zeros((2, 3, 5), np.float32), r"\[2, 3, 5\]"),
+        ("boxes", np.zeros((3, 3, 4), np.float32), "3 rows for 2"),
+        ("box_labels", np.zeros((2, 3)), "float64"),
+        ("mask", np.zeros((2, 4, 5), np.int32), "uint8 values"),
+        ("mask", np.zeros((2, 4, 6), np.uint8), r"\[2, 4, 6\]"),
+        ("weight", np.zeros(3), "3 rows for 2"),
+    ],
+)
+def test_targets_of_a_wrong_type_or_shape_are_refused_in_words(key, values, message):
+    images = np.zeros((2, 4, 5, 1), np.uint8)
+    with pytest.raises(UserError, match=message):
+        array_source("mine", Split.TRAIN, images, {key: values}, num_classes=5)
+
+
 def test_images_of_another_than_the_declared_shape_are_refused():
     source = array_source("mine", Split.TRAIN, np.zeros((2, 4, 4, 1), np.uint8), {})
     with pytest.raises(UserError, match=r"\[2, 8, 8, 1\] was declared"):
         dataclasses.replace(source, image_shape=(8, 8, 1))
-
-
-# Resizing.
-
-
-@pytest.mark.parametrize(("height", "width"), [(20, 32), (32, 20), (20, 20), (5, 8)])
-def test_resize_is_short_side_then_central_crop(height, width):
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    image = PIL.Image.fromarray(pixels)
-    # Sides that scale to whole pixels, where two steps and one are the same.
-    tall, wide = height * 10 // min(height, width), width * 10 // min(height, width)
-    whole = np.asarray(image.resize((wide, tall), PIL.Image.Resampling.BICUBIC))
-    top, left = (tall - 10) // 2, (wide - 10) // 2
-    expected = whole[top : top + 10, left : left + 10]
-    # One grey level: where a sum lies half-way, the offset may round it to the other side.
-    np.testing.assert_allclose(np.asarray(resize(image, 10, 10), int), expected, atol=1)
-
-
-def test_resize_maps_points_with_one_scale_and_a_sub_pixel_offset():
-    # A linear ramp along the long side, which any resize that keeps positions maps to itself.
-    ramp = np.tile(np.arange(41, dtype=np.uint8) * 4, (20, 1))
-    out = np.asarray(resize(PIL.Image.fromarray(ramp), 10, 10), float)
-    scale = 20 / 10
-    centres = (np.arange(10) + 0.5) * scale + (41 - 20) / 2 - 0.5
-    np.testing.assert_allclose(out[:, 2:-2], np.tile(centres * 4, (10, 1))[:, 2:-2], atol=0.51)
-
-
-def test_resize_takes_any_size():
-    for side in range(1, 120):
-        image = PIL.Image.new("L", (side + side % 3, side), 7)
-        for height, width in ((49, 49), (33, 47), (8, 5)):
-            assert np.asarray(resize(image, height, width)).shape == (height, width)
-
-
-def test_resize_to_another_aspect_ratio_keeps_circles_round():
-    pixels = np.random.default_rng(0).integers(0, 256, (24, 60), np.uint8)
-    out = resize(PIL.Image.fromarray(pixels), 12, 20)  # scale 2: the central 24 x 40
-    whole = PIL.Image.fromarray(pixels).resize((30, 12), PIL.Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(np.asarray(out), np.asarray(whole)[:, 5:25])
 
 
 # Folders.
@@ -234,11 +228,11 @@ def test_folder_records_are_the_resized_files_in_rgb(data_config, folder):
     source = load(data_config("folder", folder, 8), "train", memory_limit_bytes=0)
     with PIL.Image.open(folder / "train" / "bee" / "1.png") as file:
         expected, size = np.asarray(resize(file, 8, 8)), (file.height, file.width)
-    record = source.record(8)
-    np.testing.assert_array_equal(record["image"], expected)
-    assert tuple(record["original_size"]) == size
-    assert record["targets"]["label"] == 1
-    assert record["index"] == 8
+    record = source.gather(np.array([8]))
+    np.testing.assert_array_equal(record["image"][0], expected)
+    assert tuple(record["original_size"][0]) == size
+    assert record["targets"]["label"].tolist() == [1]
+    assert record["index"].tolist() == [8]
     np.testing.assert_array_equal(source.gather(np.array([3, 8]))["image"][1], expected)
 
 
@@ -309,114 +303,28 @@ def test_an_unreadable_file_is_named(data_config, tmp_path, damage, memory_limit
         everything(load(config, "train", memory_limit_bytes=memory_limit_bytes))
 
 
-# TFDS.
+# TFDS; more in test_sources_tfds.py.
 
 
-def prepare_tfds(root, name, features, examples):
-    """Writes a TFDS set of one train split as `tfds build` would; needs no TensorFlow."""
-    import tensorflow_datasets as tfds
-
-    class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
-
-        def _split_generators(self, dl_manager):
-            return {"train": enumerate(examples)}
-
-        def _generate_examples(self):
-            raise NotImplementedError
-
-    Prepared.name = name
-    Prepared(data_dir=root, file_format="array_record").download_and_prepare()
+COMMAND = "tfds build {} --data_dir={} --file_format=array_record"
+NAMES = (
+    "mnist cifar10 cifar100 stl10 imagenet2012 coco/2017 coco voc/2007 voc/2012 oxford_iiit_pet "
+    "tf_flowers"
+)
 
 
-@pytest.fixture(scope="module")
-def own_tfds(tmp_path_factory):
-    """`scenes`: PNG of mixed sizes, unlabelled; `raw`: pixels, labelled; `flat`: no images."""
-    import tensorflow_datasets as tfds
-
-    rng = np.random.default_rng(0)
-
-    def png(height):
-        file = io.BytesIO()
-        PIL.Image.fromarray(rng.integers(0, 256, (height, 12, 3), np.uint8)).save(file, "PNG")
-        return file.getvalue()
-
-    root = tmp_path_factory.mktemp("tfds")
-    image = tfds.features.Image(shape=(None, None, 3))
-    scenes = [{"image": png(height)} for height in range(8, 14)]
-    prepare_tfds(root, "scenes", {"image": image}, scenes)
-    pixels = tfds.features.Tensor(shape=(6, 5, 1), dtype=np.uint8)
-    label = tfds.features.ClassLabel(num_classes=2)
-    raw = [{"image": np.full((6, 5, 1), 7 * i, np.uint8), "label": i % 2} for i in range(6)]
-    prepare_tfds(root, "raw", {"image": pixels, "label": label}, raw)
-    vector = tfds.features.Tensor(shape=(6,), dtype=np.uint8)
-    prepare_tfds(root, "flat", {"image": vector}, [{"image": np.zeros(6, np.uint8)}])
-    return root
-
-
-def test_a_tfds_set_of_mixed_sizes_without_labels(data_config, own_tfds):
-    config = data_config("scenes", own_tfds, 8)
-    kept, lazy = load(config, "train"), load(config, "train", memory_limit_bytes=0)
-    assert isinstance(kept, ArraySource)
-    assert isinstance(lazy, TfdsSource)
-    assert_same_batch(everything(kept), everything(lazy))
-    assert everything(kept)["targets"] == {}
-    assert kept.image_shape == (8, 8, 3)
-    assert sorted(everything(kept)["original_size"][:, 0]) == list(range(8, 14))
-    with pytest.raises(UserError, match="vary in size"):
-        load(data_config("scenes", own_tfds), "train")
-    with pytest.raises(UserError, match="no test split"):
-        load(config, "test")
-
-
-def test_a_tfds_set_of_raw_pixels(data_config, own_tfds):
-    source = load(data_config("raw", own_tfds), "train")
-    assert source.image_shape == (6, 5, 1)
-    assert source.num_classes == 2
-    batch = everything(source)
-    number = batch["image"][:, 0, 0, 0] // 7
-    assert sorted(number) == list(range(6))
-    np.testing.assert_array_equal(
-        batch["image"], np.tile((7 * number)[:, None, None, None], (6, 5, 1))
-    )
-    np.testing.assert_array_equal(batch["targets"]["label"], number % 2)
-
-
-@pytest.mark.parametrize("damage", ["missing", "truncated", "changed"])
-def test_a_damaged_tfds_set_is_refused_in_words(data_config, own_tfds, tmp_path, damage):
-    shutil.copytree(own_tfds / "raw", tmp_path / "raw")
-    file = next((tmp_path / "raw").rglob("*.array_record*"))
-    content = bytearray(file.read_bytes())
-    file.unlink()
-    middle = len(content) // 2
-    if damage == "truncated":
-        file.write_bytes(content[:middle])
-    if damage == "changed":
-        content[middle : middle + 400] = bytes(400)
-        file.write_bytes(content)
-    with pytest.raises(UserError, match=r"are incomplete or damaged|is not a readable image"):
-        load(data_config("raw", tmp_path), "train")
-
-
-def test_a_tfds_set_without_images_is_refused(data_config, own_tfds):
-    with pytest.raises(UserError, match="no uint8 feature 'image'"):
-        load(data_config("flat", own_tfds), "train")
-
-
-def test_a_missing_tfds_set_names_the_command_that_prepares_it(data_config, tmp_path, monkeypatch):
-    command = "tfds build cifar100 --data_dir={} --file_format=array_record"
+@pytest.mark.parametrize("name", NAMES.split())
+def test_a_missing_tfds_set_names_the_command_that_prepares_it(
+    data_config, tmp_path, monkeypatch, name
+):
     with pytest.raises(UserError) as raised:
-        load(data_config("cifar100", tmp_path / "here"), "train")
-    assert command.format(tmp_path / "here") in str(raised.value)
+        load(data_config(name, tmp_path / "here", 8), "train")
+    assert COMMAND.format(name, tmp_path / "here") in str(raised.value)
+    assert ("downloads/manual" in str(raised.value)) == (name == "imagenet2012")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "there"))
     with pytest.raises(UserError) as raised:
-        load(data_config("cifar100"), "train")
-    assert command.format(tmp_path / "there") in str(raised.value)
+        load(data_config(name, image_size=8), "pretrain")
+    assert COMMAND.format(name, tmp_path / "there") in str(raised.value)
     assert "\n" not in str(raised.value)
 
 

@@ -333,6 +333,12 @@ def test_warm_up_then_cosine_at_its_key_points():
     assert np.all(np.diff(all_steps[25:]) < 0)
 
 
+def test_linear_decay_at_its_key_points():
+    factor = schedule(decay="linear")  # from step 25 to 200, from 1 to .1
+    steps, values = jnp.array([25, 60, 95, 200, 300]), [1.0, 0.82, 0.64, 0.1, 0.1]
+    np.testing.assert_allclose(jax.vmap(factor)(steps), values, atol=1e-6)
+
+
 def test_constant_schedule_and_none_of_the_warm_up():
     factor = schedule(warmup_epochs=0.0, decay="constant")
     np.testing.assert_array_equal(jax.vmap(factor)(jnp.arange(250)), 1.0)

@@ -1,0 +1,74 @@
+"""SimCLR on MultiDigits (arXiv:2011.02803, section 4.3), ResNet-18: several digits on a canvas.
+
+    python -m jaxssl.pretrain --config configs/pretrain/multi_digits.py:count=4 \
+        --workdir runs/multi_digits
+
+Recipe: 1 to 16 MNIST digits of 28 pixels on 112x112, composed anew each epoch, crops alone
+(area .5 to 1), batch 1024, LARS .2 sqrt(batch), temperature .2, 100 epochs of 60,000 compositions;
+probed on single digits of the canvas. The paper leaves epochs, rate, crop area, the placing and the
+adding of digits open: these are the values of its other MNIST code, of its CIFAR-10 runs, any
+integer corner, and the maximum.
+Cost: not yet measured on an accelerator.
+Published: linear accuracy of a random encoder 18 %; the table's other values are its study's.
+Expected here: not yet measured.
+
+Arguments: count, sizes (pixels, joined by +, one a digit or one for all), evaluation_size,
+placement (random, grid), digits (data set), canvas, size (views, pixels), batch, epochs, width.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import arguments, base_config, lars_group, view_group
+from jaxssl.augment.augmentation import Augmentation
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    given = arguments(
+        arg,
+        count=4,
+        sizes="28",
+        evaluation_size=28,
+        placement="random",
+        digits="mnist",
+        canvas=112,
+        size=112,
+        batch=1024,
+        epochs=100.0,
+        width=64,
+    )
+    config = base_config()
+    config.batch_size = given.batch
+    config.schedule.epochs = given.epochs
+    config.schedule.warmup_epochs = 10.0
+    config.data.name = "multi_digits"
+    compose = config.data.compose = ConfigDict()
+    compose.digits = given.digits  # labelled set of one-channel images that digits are drawn from
+    compose.canvas = given.canvas  # side of the image, pixels
+    compose.count = given.count  # digits on a canvas, 1 to 16
+    compose.sizes = tuple(int(size) for size in given.sizes.split("+"))  # pixels
+    compose.placement = given.placement  # "random" corners or cells of a "grid"
+    compose.combine = "max"  # or "sum", clipped
+    compose.evaluation_size = given.evaluation_size  # pixels of the one digit that is probed
+    compose.seed = 0  # of what is drawn where
+    view = Augmentation(size=given.size, crop_scale=(0.5, 1.0), crop_filter="bilinear", flip_p=0.0)
+    config.views = view_group((view, view))
+    config.encoder.width = given.width
+    config.encoder.stem = "imagenet"
+    config.optimizer = lars_group()
+    config.optimizer.scaling = "sqrt"
+    config.hyper.learning_rate = 0.2
+    config.hyper.weight_decay = 1e-4
+    config.hyper.temperature = 0.2  # of the cosine similarities
+
+    method = config.method = ConfigDict()
+    method.name = "simclr"
+    head = method.head = ConfigDict()
+    head.num_layers = 2
+    head.hidden_dim = 0  # 0: as wide as its input
+    head.out_dim = 64
+    head.hidden_norm = True  # BatchNorm between a hidden layer and its ReLU
+    head.hidden_bias = False
+    head.output_norm = "none"  # or "bn", "bn_no_center", "bn_no_affine"
+    head.output_bias = False
+    head.init = "fan_in_uniform"  # see jaxssl.models.heads.DENSE_INITS
+    return config.lock()

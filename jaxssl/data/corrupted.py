@@ -1,0 +1,133 @@
+"""Corrupted data sets: what a run trains, chooses and is tested on, with its intervention."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxssl.augment.corrupting import DRAWN, Corruptor
+from jaxssl.data.examples import ArraySource, Batch, Rows, Source, SourceFields
+from jaxssl.data.sources import load, pretraining_split
+from jaxssl.errors import UserError
+
+CHUNK = 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class CorruptedSource(SourceFields):
+    """Another source's examples, corrupted as they are read, or with the draws for it beside them.
+
+    Attributes:
+      source: the examples as they are.
+      corruptor: the corruption.
+      drawn_shape: where the device corrupts: (H, W, C) of what it corrupts there.
+    """
+
+    source: Source
+    corruptor: Corruptor
+    drawn_shape: tuple[int, int, int]
+
+    @property
+    def vectorised(self) -> bool:
+        """See `Source.vectorised`."""
+        return self.source.vectorised
+
+    def take(self, rows: Rows) -> "CorruptedSource":
+        """See `Source.take`."""
+        return dataclasses.replace(
+            self, positions=self.positions[rows], source=self.source.take(rows)
+        )
+
+    def gather(self, rows: Rows, epochs: Rows | None = None) -> Batch:
+        """See `Source.gather`; with ``corruption`` [B, ...] where the device is to corrupt."""
+        batch = self.source.gather(rows, epochs)
+        if not self.corruptor.after_augmentation:
+            return batch | {"image": self.corruptor.on_host(batch)}
+        drawn = self.corruptor.draw_each(batch["split"], batch["index"], self.drawn_shape)
+        return batch | {DRAWN: drawn}
+
+
+def corrupted(source: Source, config: ConfigDict) -> Source:
+    """The source with the corruption of a config.
+
+    Args:
+      source: the examples as they are.
+      config: reads ``corruption``, and ``views`` for what the device corrupts after augmentation.
+
+    Raises:
+      UserError: if the images do not suit the corruption.
+    """
+    corruptor = Corruptor.of(config.corruption)
+    shape = (config.views.view1.size, config.views.view1.size, source.image_shape[2])
+    if config.corruption.name == "none":
+        return source
+    # A permutation of an image's own is drawn here even if the device applies it, so that it is the
+    # same in either order.
+    if corruptor.after_augmentation and corruptor.corruption.drawn != "image":
+        return source
+    wrapped = CorruptedSource(
+        **{field.name: getattr(source, field.name) for field in dataclasses.fields(SourceFields)},
+        source=source,
+        corruptor=corruptor,
+        drawn_shape=shape,
+    )
+    if len(source):
+        wrapped.gather(np.zeros(1, np.int64))  # refuses at once what will not do
+    if isinstance(source, ArraySource) and not corruptor.after_augmentation:
+        return _corrupted_once(wrapped, source)
+    return wrapped
+
+
+def _corrupted_once(wrapped: CorruptedSource, source: ArraySource) -> ArraySource:
+    """In memory nothing differs between epochs, so it is done once and for all."""
+    images = np.empty_like(source.images)
+    for rows in np.split(np.arange(len(source)), range(CHUNK, len(source), CHUNK)):
+        images[rows] = wrapped.gather(rows)["image"]
+    return dataclasses.replace(source, images=images)
+
+
+class Examples:
+    """The splits of a run as its programs see them: corrupted, each opened once.
+
+    ``"pretrain"`` is what an encoder is trained on; ``"train"``, ``"validation"`` and ``"test"``
+    are what it is judged by.
+    """
+
+    def __init__(self, config: ConfigDict, sources: Mapping[str, Source] | None = None):
+        """Opens nothing yet.
+
+        Args:
+          config: the whole config.
+          sources: splits that Python code brings, in place of ``config.data``; without
+            ``"pretrain"``, ``"train"`` serves for it.
+        """
+        self._config = config
+        self._given = sources
+        self._open: dict[str, Source] = {}
+
+    def __getitem__(self, split: str) -> Source:
+        """The examples of a split.
+
+        Raises:
+          UserError: if there are none.
+        """
+        if split == "pretrain":
+            split = self._pretraining_split()
+        if split not in self._open:
+            self._open[split] = corrupted(self._load(split), self._config)
+        return self._open[split]
+
+    def _pretraining_split(self) -> str:
+        if self._given is None:
+            return pretraining_split(self._config.data)
+        return "pretrain" if "pretrain" in self._given else "train"
+
+    def _load(self, split: str) -> Source:
+        if self._given is None:
+            return load(self._config.data, split)
+        if split not in self._given:
+            raise UserError(
+                f"the sources given have no {split!r} split, only {', '.join(self._given)}: add it."
+            )
+        return self._given[split]

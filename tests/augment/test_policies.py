@@ -1,0 +1,205 @@
+"""What a config's policy makes of a batch: crops placed together, all else as ever."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.common import base_config, view_group
+from jaxssl.augment.augmentation import Augmentation
+from jaxssl.augment.corrupting import Corruptor
+from jaxssl.augment.policies import PAIRS, check_policy, make_clean_view, make_policy
+from jaxssl.augment.spatial import centre_distance, intersection_area
+from jaxssl.corruptions import CORRUPTIONS, global_shuffle
+from jaxssl.errors import UserError
+from jaxssl.randomness import Split
+from jaxssl.training.state import traced_scalars
+
+SIDE, N = 16, 6
+RECIPE = Augmentation(
+    size=SIDE,
+    crop_scale=(0.3, 1.0),
+    crop_filter="bilinear",
+    jitter_p=0.8,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+)
+
+
+def config_with(**changes):
+    config = base_config()
+    config.init_seed = config.data_seed = 5
+    config.views = view_group((RECIPE, RECIPE))
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def batch_of(**changes):
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": jnp.asarray(rng.integers(0, 256, (N, SIDE, SIDE, 3), np.uint8)),
+        "index": jnp.arange(40, 40 + N, dtype=jnp.int32),
+        "split": jnp.full(N, Split.TRAIN, jnp.int32),
+        "epoch": jnp.full(N, 2, jnp.int32),
+        "targets": {},
+    }
+    return batch | changes
+
+
+def make(batch=None, **changes):
+    config = config_with(**changes)
+    policy = make_policy(config)
+    return jax.jit(policy)(batch_of() if batch is None else batch, traced_scalars(config))
+
+
+@functools.cache
+def named(policy):
+    return make(**{"views.policy": policy})
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_policy_moves_the_crops_and_nothing_else(name):
+    """Runs that differ in the policy share every other draw."""
+    plain, ours = named("multi_view"), named(name)
+    for view in range(2):
+        np.testing.assert_array_equal(ours.flipped[view], plain.flipped[view])
+        assert np.abs(ours.boxes[view] - plain.boxes[view]).max() > 0.5
+        assert ours.images[view].shape == (N, SIDE, SIDE, 3)
+        assert (ours.boxes[view] >= 0).all()
+        assert (ours.boxes[view] <= SIDE).all()
+
+
+def test_views_are_what_their_boxes_say():
+    overlap, patch, exclusive = (named(name) for name in ("overlap", "patch", "exclusive"))
+    shared = np.asarray(intersection_area(*overlap.boxes)) / SIDE**2
+    np.testing.assert_allclose(shared, 0.3, atol=1e-6)
+    np.testing.assert_array_equal(patch.boxes[0], np.tile([0.0, 0, SIDE, SIDE], (N, 1)))
+    np.testing.assert_allclose(intersection_area(*patch.boxes) / SIDE**2, 0.3, atol=1e-6)
+    assert np.max(intersection_area(*exclusive.boxes)) == 0
+    assert np.min(centre_distance(*exclusive.boxes)) >= 0.3 * SIDE
+
+
+def test_one_compilation_serves_every_number():
+    config = config_with(**{"views.policy": "overlap"})
+    policy = jax.jit(make_policy(config))
+    for overlap in (0.1, 0.5, 0.9):
+        config.hyper.overlap = overlap
+        views = policy(batch_of(), traced_scalars(config))
+        shared = np.asarray(intersection_area(*views.boxes)) / SIDE**2
+        np.testing.assert_allclose(shared, overlap, atol=1e-6)
+    assert policy._cache_size() == 1
+
+
+def test_cutout_blur_becomes_patch_as_the_blur_vanishes():
+    patch = named("patch")
+    sharp = make(**{"views.policy": "cutout_blur", "hyper.blur_sigma": 0.0})
+    for view in range(2):
+        np.testing.assert_allclose(sharp.images[view], patch.images[view], atol=1e-6)
+    blurred, black = named("cutout_blur"), named("cutout")
+    for holed in (blurred, black):
+        np.testing.assert_allclose(holed.images[1], patch.images[1], atol=1e-6)
+        assert np.abs(holed.images[0] - patch.images[0]).max() > 0.1
+
+
+def test_bits_are_appended_last_and_shared_by_all_views():
+    changes = {
+        "normalize.mean": (0.5, 0.4, 0.3),
+        "normalize.std": (0.2, 0.3, 0.4),
+        "randbit.num_bits": 4,
+    }
+    with_bits, config = make(**changes), config_with(**changes)
+    clean = jax.jit(make_clean_view(config))(batch_of())
+    plain = make(**(changes | {"randbit.num_bits": 0}))
+    bits = np.asarray(clean[:, 0, 0, 3:])
+    assert set(np.unique(bits)) == {0.0, 1.0}
+    assert len(np.unique(bits, axis=0)) > 1
+    for view in range(2):
+        seen = np.asarray(with_bits.images[view])
+        np.testing.assert_allclose(seen[..., :3], plain.images[view], atol=1e-5)
+        np.testing.assert_array_equal(
+            seen[..., 3:], np.broadcast_to(bits[:, None, None], (N, SIDE, SIDE, 4))
+        )
+    fresh = make(**changes, **{"randbit.fresh_per_epoch": True})
+    assert (np.asarray(fresh.images[0])[:, 0, 0, 3:] != bits).any()
+    np.testing.assert_array_equal(fresh.images[0][:, 0, 0, 3:], fresh.images[1][:, 0, 0, 3:])
+
+
+def test_a_late_corruption_is_that_of_the_finished_view():
+    changes = {"corruption.name": "global_shuffle", "corruption.order": "aug_corrupt"}
+    plain, late = named("multi_view"), make(**changes)
+    corruptor = Corruptor.of(config_with(**changes).corruption)
+    sigma = corruptor.draw_once((SIDE, SIDE, 3))
+    for view in range(2):
+        expected = global_shuffle(np.asarray(plain.images[view]), sigma, 4)
+        np.testing.assert_allclose(late.images[view], expected, atol=1e-6)
+
+
+def test_late_noise_differs_between_views_and_repeats():
+    changes = {"corruption.name": "shot_noise", "corruption.order": "aug_corrupt"}
+    same = {"views.view1.crop_scale": (1.0, 1.0), "views.view1.jitter_p": 0.0}
+    changes |= same | {name.replace("view1", "view2"): value for name, value in same.items()}
+    changes |= {"views.view1.flip_p": 0.0, "views.view2.flip_p": 0.0}
+    first, again = make(**changes), make(**changes)
+    np.testing.assert_array_equal(first.images[0], again.images[0])
+    assert np.abs(first.images[0] - first.images[1]).max() > 0.05
+
+
+def test_without_augmentation_views_are_the_test_time_images():
+    config = config_with(**{"corruption.order": "no_aug"})
+    clean = jax.jit(make_clean_view(config))(batch_of())
+    views = make(**{"corruption.order": "no_aug"})
+    for view in range(2):
+        np.testing.assert_allclose(views.images[view], clean, atol=1e-6)
+        assert not np.any(views.flipped[view])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"views.policy": "overlapp"}, r"views\.policy='overlapp' is unknown"),
+        ({"views.policy": "overlap", "hyper.overlap": 1.5}, "overlap=1.5 cannot be"),
+        ({"views.policy": "overlap_fixed_area", "hyper.overlap": 0.9}, "cannot be met"),
+        ({"views.policy": "exclusive", "hyper.gap": 0.7}, "leaves no room"),
+        ({"views.policy": "patch", "hyper.patch_area": 0.0}, "area=0.0 cannot be"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check_policy(config_with(**changes))
+
+
+def test_a_pair_needs_two_recipes():
+    config = config_with(**{"views.policy": "patch"})
+    config.views = view_group((RECIPE,))
+    config.views.policy = "patch"
+    with pytest.raises(UserError, match="makes two views and the config has 1"):
+        check_policy(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"corruption.name": "jpeg", "corruption.order": "aug_corrupt"}, "runs on the host alone"),
+        ({"corruption.name": "gama"}, r"corruption\.name='gama' is unknown"),
+        ({"corruption.order": "late"}, r"corruption\.order='late' is unknown"),
+        ({"corruption.name": "shot_noise", "corruption.severity": 6}, "severity=6"),
+        ({"randbit.num_bits": 40}, r"randbit\.num_bits=40 cannot be"),
+    ],
+)
+def test_impossible_interventions_are_refused(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make_policy(config_with(**changes))
+
+
+def test_every_corruption_on_the_device_keeps_the_shape():
+    for name in CORRUPTIONS:
+        if name == "jpeg":
+            continue
+        changes = {"corruption.name": name, "corruption.order": "aug_corrupt"}
+        views = make(**changes, **{f"views.view{n}.jitter_p": 0.0 for n in (1, 2)})
+        assert views.images[0].shape == (N, SIDE, SIDE, 3)
+        assert np.isfinite(views.images[0]).all()

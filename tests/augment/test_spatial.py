@@ -1,0 +1,499 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from jaxssl.augment import spatial
+from jaxssl.augment.resample import resized_crop
+
+EXACT = 1e-6
+SAMPLERS = {
+    "overlap": spatial.overlap_boxes,
+    "fixed_area": spatial.fixed_area_overlap_boxes,
+    "patch": spatial.patch_boxes,
+    "exclusive": spatial.exclusive_boxes,
+    "non_overlapping": spatial.non_overlapping_boxes,
+}
+SIZES = st.sampled_from([(32, 32), (448, 448), (29, 40)])
+SEEDS = st.integers(0, 2**31 - 1)
+FEW = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+@functools.cache
+def compiled(name, height, width):
+    def boxes(keys, numbers):
+        return jax.vmap(lambda key: SAMPLERS[name](key, height, width, **numbers))(keys)
+
+    return jax.jit(boxes)
+
+
+def draw(name, size, n=64, seed=0, **numbers):
+    """n pairs of boxes, float64 of the float32 that came."""
+    keys = jax.random.split(jax.random.key(seed), n)
+    numbers = {k: np.float32(v) for k, v in numbers.items()}
+    box1, box2 = compiled(name, *size)(keys, numbers)
+    assert box1.dtype == box2.dtype == jnp.float32
+    return np.float64(box1), np.float64(box2)
+
+
+def sides(box):
+    return box[:, 2:] - box[:, :2]
+
+
+def area(box):
+    return np.prod(sides(box), axis=1)
+
+
+def shared(box1, box2):
+    stop, start = np.minimum(box1[:, 2:], box2[:, 2:]), np.maximum(box1[:, :2], box2[:, :2])
+    return np.prod(np.maximum(stop - start, 0), axis=1)
+
+
+def assert_inside(size, *boxes):
+    for box in boxes:
+        assert (box[:, :2] >= 0).all()
+        assert (box[:, 2:] <= size).all()
+        assert (box[:, 2:] > box[:, :2]).all()
+
+
+def assert_fair(hits):
+    assert stats.binomtest(int(hits.sum()), hits.size).pvalue > 1e-3
+
+
+def assert_same_distribution(seen, expected):
+    assert stats.ks_2samp(seen, expected).pvalue > 1e-3
+
+
+# --- exact overlap
+
+
+@FEW
+@given(SIZES, st.floats(0.001, 0.999), SEEDS)
+@example((448, 448), 0.001, 0)
+@example((29, 40), 0.999, 0)
+@example((32, 32), 1.0, 0)
+def test_overlap_is_exact_and_inside(size, overlap, seed):
+    box1, box2 = draw("overlap", size, seed=seed, overlap=overlap)
+    assert_inside(size, box1, box2)
+    assert np.abs(shared(box1, box2) / math.prod(size) - overlap).max() <= EXACT
+
+
+def overlap_reference(rng, r, n):
+    """The sampler from its definition, by rejection, in the unit square: [n, crop, edge, axis]."""
+    kappa = np.exp(rng.uniform(np.log(max(3 / 4, r)), np.log(min(4 / 3, 1 / r)), n))
+    common = np.stack([np.sqrt(r / kappa), np.sqrt(r * kappa)], axis=1)
+    boxes = np.empty((n, 2, 2, 2))
+    for i in range(n):
+        for axis in range(2):
+            o = common[i, axis]
+            a = b = 1.0
+            while a + b > 1 + o:
+                a, b = rng.uniform(o, 1, 2)
+            crop = rng.integers(2)
+            start = rng.uniform(0, 1 - (a + b - o))
+            boxes[i, crop, :, axis] = start, start + a
+            boxes[i, 1 - crop, :, axis] = start + a - o, start + a - o + b
+    return boxes
+
+
+@pytest.mark.parametrize("r", [0.1, 0.5, 0.9])
+def test_overlap_against_a_reference_sampler(r):
+    expected = overlap_reference(np.random.default_rng(0), r, 4000)
+    assert np.ptp(shared(*expected.reshape(-1, 2, 4).swapaxes(0, 1)) - r) < 1e-12
+    pair = draw("overlap", (448, 448), n=4000, overlap=r)
+    for crop, box in enumerate(pair):
+        box = (box / 448).reshape(-1, 2, 2)
+        for edge in range(2):
+            for axis in range(2):
+                assert_same_distribution(box[:, edge, axis], expected[:, crop, edge, axis])
+        area1 = np.prod(box[:, 1] - box[:, 0], axis=1)
+        area2 = np.prod(expected[:, crop, 1] - expected[:, crop, 0], axis=1)
+        assert_same_distribution(area1, area2)
+        error = np.sqrt((area1.var() + area2.var()) / 4000)
+        assert abs(area1.mean() - area2.mean()) < 4 * error
+    common = (np.minimum(*pair)[:, 2:] - np.maximum(*pair)[:, :2]) / 448
+    kappa = np.log(common[:, 1] / common[:, 0])
+    low, high = math.log(max(3 / 4, r)), math.log(min(4 / 3, 1 / r))
+    assert stats.kstest((kappa - low) / (high - low), "uniform").pvalue > 1e-3
+    # Joint: a larger first crop leaves less room for the second.
+    width1, width2 = (sides(box)[:, 1] for box in pair)
+    ends = expected[:, :, 1, 1] - expected[:, :, 0, 1]
+    assert np.corrcoef(width1, width2)[0, 1] == pytest.approx(np.corrcoef(ends.T)[0, 1], abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("r", "mean"), [(0.1, 0.30), (0.2, 0.40), (0.3, 0.49), (0.5, 0.65), (0.7, 0.80), (0.9, 0.93)]
+)
+def test_mean_area_of_the_overlapping_crops(r, mean):
+    areas = [area(box) / 448**2 for box in draw("overlap", (448, 448), n=4000, overlap=r)]
+    for seen in areas:
+        assert abs(seen.mean() - mean) < 0.005 + 3 * seen.std() / math.sqrt(4000)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [("overlap", {"overlap": 0.3}), ("fixed_area", {"overlap": 0.2, "area": 0.4})],
+)
+def test_who_is_first_is_fair_and_independent(name, numbers):
+    box1, box2 = draw(name, (448, 448), n=4000, **numbers)
+    first = box1[:, :2] + box1[:, 2:] < box2[:, :2] + box2[:, 2:]
+    for axis in range(2):
+        assert_fair(first[:, axis])
+        was_first = first[:, axis]
+        assert_same_distribution(area(box1)[was_first], area(box1)[~was_first])
+        assert_same_distribution(sides(box1)[was_first, axis], sides(box1)[~was_first, axis])
+    assert_fair(first[:, 0] == first[:, 1])
+
+
+# --- both areas fixed
+
+
+@FEW
+@given(SIZES, st.floats(0.002, 1), st.floats(0, 1), SEEDS)
+@example((32, 32), 0.5, 0.0, 0)
+@example((32, 32), 0.25, 1.0, 0)
+@example((32, 32), 1.0, 0.0, 0)
+def test_fixed_areas_and_overlap_are_exact_and_inside(size, crop_area, t, seed):
+    least = max(2 * crop_area - 1, 1e-3)
+    overlap = least + t * (crop_area - least)
+    spatial.check_fixed_area(overlap, crop_area)
+    box1, box2 = draw("fixed_area", size, seed=seed, overlap=overlap, area=crop_area)
+    assert_inside(size, box1, box2)
+    assert np.abs(shared(box1, box2) / math.prod(size) - overlap).max() <= EXACT
+    for box in (box1, box2):
+        assert np.abs(area(box) / math.prod(size) - crop_area).max() <= EXACT
+
+
+@pytest.mark.parametrize("crop_area", [0.4, 0.5, 0.5005, 0.54, 0.7, 0.9])
+@pytest.mark.parametrize("spare", [0.0, 1e-4, 1e-2])
+def test_fixed_areas_are_exact_at_the_edge_of_what_is_feasible(crop_area, spare):
+    overlap = max(2 * crop_area - 1 + spare, 1e-3)
+    boxes = draw("fixed_area", (448, 448), n=4000, overlap=overlap, area=crop_area)
+    assert np.abs(shared(*boxes) / 448**2 - overlap).max() <= EXACT
+    assert max(np.abs(area(box) / 448**2 - crop_area).max() for box in boxes) <= EXACT
+
+
+def log_aspects(boxes):
+    return [np.log(sides(box)[:, 1] / sides(box)[:, 0]) for box in boxes]
+
+
+def test_free_aspects_are_independent_and_log_uniform():
+    boxes = draw("fixed_area", (448, 448), n=4000, overlap=0.1, area=0.25)
+    limit = math.log(4 / 3)
+    counts, _, _ = np.histogram2d(
+        *log_aspects(boxes), bins=4, range=[[-limit * 1.0001, limit * 1.0001]] * 2
+    )
+    assert counts.sum() == 4000
+    assert stats.chisquare(counts.ravel()).pvalue > 1e-3
+
+
+def feasible(x, y, crop_area, r):
+    """Whether crops with log aspects x, y and equal areas can share exactly r."""
+    w, h = np.exp([x / 2, y / 2]), np.exp([-x / 2, -y / 2])
+    w, h = w * np.sqrt(crop_area), h * np.sqrt(crop_area)
+    least = np.maximum(w.sum(0) - 1, 0) * np.maximum(h.sum(0) - 1, 0)
+    return (least <= r) & (r <= w.min(0) * h.min(0)) & (w.max(0) <= 1) & (h.max(0) <= 1)
+
+
+@pytest.mark.parametrize(
+    ("crop_area", "r"),
+    [(0.1, 0.05), (0.25, 0.1), (0.25, 0.22), (0.5, 0.1), (0.6, 0.29), (0.6, 0.45), (0.81, 0.64)],
+)
+def test_all_aspects_that_can_meet_the_numbers_are_drawn(crop_area, r):
+    grid = np.linspace(0, -math.log(crop_area), 4001)
+    needed = grid[np.argmax(feasible(grid, grid, crop_area, r))]
+    bins, limit = 16, min(needed + math.log(4 / 3), -math.log(crop_area))
+    edges = np.linspace(-limit, limit, bins + 1)
+    ok = feasible(*np.meshgrid(edges, edges, indexing="ij"), crop_area, r)
+    whole = ok[1:, 1:] & ok[:-1, 1:] & ok[1:, :-1] & ok[:-1, :-1]
+    boxes = draw("fixed_area", (448, 448), n=4000, overlap=r, area=crop_area)
+    aspects = log_aspects(boxes)
+    assert 0.95 * limit < np.abs(aspects).max() <= limit + 2e-4
+    counts, _, _ = np.histogram2d(*aspects, bins=edges)
+    assert whole.sum() >= 4
+    assert (counts[whole] >= 2).all()
+    # And both orders alike: the first crop is not the wider one.
+    assert_same_distribution(aspects[0], aspects[1])
+    assert_same_distribution(aspects[0], -aspects[0])
+
+
+def test_width_of_the_shared_rectangle_is_log_uniform():
+    r, crop_area = 0.2, 0.25
+    box1, box2 = draw("fixed_area", (448, 448), n=4000, overlap=r, area=crop_area)
+    width = (np.minimum(box1, box2)[:, 3] - np.maximum(box1, box2)[:, 1]) / 448
+    most = np.minimum(sides(box1), sides(box2)) / 448
+    least = np.maximum((sides(box1) + sides(box2)) / 448 - 1, 1e-9)
+    low = np.log(np.maximum(least[:, 1], r / most[:, 0]))
+    high = np.log(np.minimum(most[:, 1], r / least[:, 0]))
+    wide = high - low > 1e-3
+    assert wide.mean() > 0.9
+    unit = ((np.log(width) - low) / (high - low))[wide]
+    assert stats.kstest(unit, "uniform").pvalue > 1e-3
+
+
+# --- patch
+
+
+@FEW
+@given(SIZES, st.floats(0.001, 1), SEEDS)
+@example((32, 32), 1.0, 0)
+def test_patch_is_a_square_of_exactly_its_area(size, fraction, seed):
+    fraction *= min(size) / max(size)
+    spatial.check_patch(fraction, *size)
+    whole, patch = draw("patch", size, seed=seed, area=fraction)
+    assert (whole == [0, 0, *size]).all()
+    assert_inside(size, patch)
+    assert np.abs(area(patch) / math.prod(size) - fraction).max() <= EXACT
+    height, width = sides(patch).T
+    assert np.abs(height - width).max() <= 1e-6 * max(size)
+
+
+def test_patch_lies_anywhere():
+    _, patch = draw("patch", (29, 40), n=4000, area=0.3)
+    room = [29, 40] - np.sqrt(0.3 * 29 * 40)
+    for axis in range(2):
+        assert stats.kstest(patch[:, axis] / room[axis], "uniform").pvalue > 1e-3
+    assert abs(np.corrcoef(patch[:, :2].T)[0, 1]) < 4 / math.sqrt(4000)
+
+
+def test_patch_that_no_square_can_be_is_the_largest_square():
+    _, patch = draw("patch", (29, 40), area=0.9)
+    assert_inside((29, 40), patch)
+    np.testing.assert_allclose(sides(patch), 29, atol=1e-5)
+
+
+# --- exclusive
+
+
+def touched(box, size):
+    """Per axis, the first and the last pixel that `resized_crop` reads: edges to .001 pixel."""
+    first, last = np.floor(box[:, :2] + 1e-3), np.ceil(box[:, 2:] - 1e-3) - 1
+    return np.clip(first, 0, np.subtract(size, 1)), last
+
+
+def assert_exclusive(size, gap, min_side, box1, box2):
+    assert_inside(size, box1, box2)
+    for box in (box1, box2):
+        height, width = sides(box).T
+        assert np.abs(height - width).max() <= 1e-6 * max(size)
+        least = min_side * min(size) - (1 if gap * max(size) < 1 else 1e-4)
+        assert sides(box).min() >= least
+    apart = np.maximum(box1[:, :2] - box2[:, 2:], box2[:, :2] - box1[:, 2:])
+    assert (apart.max(axis=1) > 0 if gap > 0 else apart.max(axis=1) >= 0).all()
+    # Along one axis at least they are apart by the whole band.
+    assert ((apart - gap * np.array(size)).max(axis=1) >= -1e-4).all()
+    (first1, last1), (first2, last2) = touched(box1, size), touched(box2, size)
+    assert ((last1 < first2) | (last2 < first1)).any(axis=1).all()
+
+
+@FEW
+@given(SIZES, st.floats(0, 0.95), st.floats(0.02, 1), SEEDS)
+@example((32, 32), 0.0, 1.0, 0)
+@example((29, 40), 0.0, 1.0, 0)
+@example((32, 32), 1e-6, 1.0, 0)
+@example((448, 448), 1e-3, 1.0, 0)
+@example((29, 40), 0.02, 0.7, 0)
+@example((32, 32), 0.3, 1.0, 0)
+def test_exclusive_crops_never_touch(size, gap, t, seed):
+    min_side = t * (1 - gap) / 2
+    spatial.check_exclusive(gap, min_side)
+    boxes = draw("exclusive", size, seed=seed, gap=gap, min_side=min_side)
+    assert_exclusive(size, gap, min_side, *boxes)
+
+
+@settings(FEW, max_examples=15)
+@given(SIZES, st.floats(0.02, 0.5), SEEDS)
+def test_non_overlapping_crops_are_exclusive_ones_without_a_gap(size, min_side, seed):
+    spatial.check_non_overlapping(min_side)
+    boxes = draw("non_overlapping", size, seed=seed, min_side=min_side)
+    assert_exclusive(size, 0.0, min_side, *boxes)
+    same = draw("exclusive", size, seed=seed, gap=0.0, min_side=min_side)
+    np.testing.assert_array_equal(boxes, same)
+
+
+def exclusive_reference(rng, size, gap, min_side, n):
+    """The sampler from its definition: [n, 2, 4], pixels."""
+    boxes, smallest = np.empty((n, 2, 4)), min_side * min(size)
+    for i, axis in enumerate(rng.integers(2, size=n)):
+        length, across = size[axis], size[1 - axis]
+        low, high = smallest, length - gap * length - smallest
+        if gap * length < 1:
+            edge = rng.integers(math.ceil(low), math.floor(high) + 1)
+        else:
+            edge = rng.uniform(low, high)
+        regions = [(0, edge), (edge + gap * length, length)]
+        if rng.integers(2):
+            regions.reverse()
+        for crop, (start, stop) in enumerate(regions):
+            side = rng.uniform(smallest, min(stop - start, across))
+            corner = [rng.uniform(start, stop - side), rng.uniform(0, across - side)]
+            corner = np.array(corner if axis == 0 else corner[::-1])
+            boxes[i, crop] = *corner, *(corner + side)
+    return boxes
+
+
+@pytest.mark.parametrize(
+    ("size", "gap", "min_side"),
+    [((448, 448), 0.2, 0.1), ((32, 32), 0.0, 0.2), ((29, 40), 0.1, 0.3)],
+)
+def test_exclusive_against_a_reference_sampler(size, gap, min_side):
+    n = 4000
+    expected = exclusive_reference(np.random.default_rng(1), size, gap, min_side, n)
+    boxes = draw("exclusive", size, n=n, gap=gap, min_side=min_side)
+    for crop, box in enumerate(boxes):
+        for edge in range(4):
+            assert_same_distribution(box[:, edge], expected[:, crop, edge])
+        assert_same_distribution(sides(box)[:, 0], sides(expected[:, crop])[:, 0])
+    distance = np.linalg.norm(boxes[0] - boxes[1], axis=1)
+    assert_same_distribution(distance, np.linalg.norm(expected[:, 0] - expected[:, 1], axis=1))
+
+
+def test_exclusive_axis_and_order_are_fair():
+    # Halves of the image: the axis and who is first can be read off.
+    box1, box2 = draw("exclusive", (32, 32), n=4000, gap=0.5, min_side=0.25)
+    lies_before, lies_after = box1[:, 2:] <= box2[:, :2] - 16, box2[:, 2:] <= box1[:, :2] - 16
+    apart = lies_before | lies_after
+    assert apart.any(axis=1).all()
+    clear = ~apart.all(axis=1)
+    stacked, first = apart[clear, 0], lies_before[clear].any(axis=1)
+    assert_fair(stacked)
+    assert_fair(first)
+    assert_fair(stacked == first)
+
+
+def test_thin_bands_start_on_any_pixel_edge_of_the_range():
+    # Squares of no less than 14 pixels: the edge is 14, ..., 18, and the first crop ends by it.
+    box1, box2 = draw("exclusive", (32, 32), n=4000, gap=0.0, min_side=14 / 32)
+    apart = np.maximum(box1[:, :2] - box2[:, 2:], box2[:, :2] - box1[:, 2:])
+    axis = apart.argmax(axis=1)[:, None]
+    stop = np.take_along_axis(np.minimum(box1[:, 2:], box2[:, 2:]), axis, 1)
+    start = np.take_along_axis(np.maximum(box1[:, :2], box2[:, :2]), axis, 1)
+    edges = {k for k in range(13, 20) if ((stop <= k) & (start >= k)).any()}
+    assert edges == {14, 15, 16, 17, 18}
+
+
+def test_odd_halves_are_a_pixel_apart_in_size():
+    box1, box2 = draw("non_overlapping", (29, 29), min_side=0.5)
+    assert_exclusive((29, 29), 0.0, 0.5, box1, box2)
+    seen = np.sort(np.stack([sides(box1)[:, 0], sides(box2)[:, 0]]), axis=0)
+    np.testing.assert_allclose(seen[0], 14, atol=1e-5)
+    assert seen[1].min() >= 14.5
+    assert seen[1].max() <= 15
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.01, 0.1])
+def test_crops_that_exclude_each_other_read_no_pixel_in_common(gap):
+    boxes = draw("exclusive", (32, 32), n=64, gap=gap, min_side=0.1)
+    image = jnp.full((32, 32, 1), 0.5)
+
+    @jax.jit
+    @jax.vmap
+    def read(box):
+        def crop(image):
+            return resized_crop(image, box, 16, filter="bilinear", antialias=True).sum()
+
+        return jax.grad(crop)(image)[..., 0] > 0
+
+    read1, read2 = (np.asarray(read(jnp.float32(box))) for box in boxes)
+    assert read1.any(axis=(1, 2)).all()
+    assert read2.any(axis=(1, 2)).all()
+    assert not (read1 & read2).any()
+
+
+# --- traced numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "members"),
+    [
+        ("overlap", {"overlap": [0.1, 0.5, 0.9]}),
+        ("fixed_area", {"overlap": [0.1, 0.5, 0.9], "area": [0.2, 0.6, 0.92]}),
+        ("patch", {"area": [0.1, 0.5, 0.9]}),
+        ("exclusive", {"gap": [0.0, 0.1, 0.5], "min_side": [0.4, 0.1, 0.2]}),
+        ("non_overlapping", {"min_side": [0.1, 0.2, 0.5]}),
+    ],
+)
+def test_one_compilation_serves_all_numbers(name, members):
+    traces = []
+
+    @jax.jit
+    def boxes(keys, numbers):
+        traces.append(name)
+        return jax.vmap(lambda key: SAMPLERS[name](key, 32, 32, **numbers))(keys)
+
+    keys = jax.random.split(jax.random.key(0), 16)
+    members = {k: jnp.float32(v) for k, v in members.items()}
+    alone = [boxes(keys, {k: v[i] for k, v in members.items()}) for i in range(3)]
+    assert traces == [name]
+    assert not np.array_equal(alone[0][1], alone[2][1])
+    # A population: members side by side, each with numbers of its own.
+    together = jax.vmap(boxes, in_axes=(None, 0))(keys, members)
+    for i in range(3):
+        for crop in range(2):
+            np.testing.assert_allclose(together[crop][i], alone[i][crop], atol=1e-5)
+    # Numbers that are not traced do as well.
+    plain = {k: float(v[0]) for k, v in members.items()}
+    shapes = jax.eval_shape(lambda key: SAMPLERS[name](key, 32, 32, **plain), keys[0])
+    assert [(box.shape, box.dtype) for box in shapes] == [((4,), jnp.float32)] * 2
+
+
+NUMBERS = {
+    "overlap": {"overlap": 0.3},
+    "fixed_area": {"overlap": 0.3, "area": 0.5},
+    "exclusive": {"gap": 0.1, "min_side": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_boxes_do_not_depend_on_the_batch(name):
+    keys = jax.random.split(jax.random.key(0), 64)
+    numbers = {k: np.float32(v) for k, v in NUMBERS[name].items()}
+    sampler = compiled(name, 448, 448)
+    whole, part = sampler(keys, numbers), sampler(keys[5:12], numbers)
+    for one, other in zip(whole, part, strict=True):
+        np.testing.assert_array_equal(one[5:12], other)
+
+
+# --- numbers that no two crops can meet
+
+
+@pytest.mark.parametrize(
+    ("check", "numbers", "message"),
+    [
+        (spatial.check_overlap, (0.0,), r"overlap=0.0 cannot be: give a fraction above 0"),
+        (spatial.check_overlap, (math.nan,), r"overlap=nan cannot be"),
+        (spatial.check_fixed_area, (0.1, 1.2), r"area=1.2 cannot be"),
+        (
+            spatial.check_fixed_area,
+            (0.5, 0.8),
+            r"overlap=0.5 .* area=0.8: give one from 0.6 to 0.8",
+        ),
+        (spatial.check_fixed_area, (0.5, 0.4), r"overlap=0.5 .* area=0.4: .* above 0 to 0.4"),
+        (spatial.check_fixed_area, (0.0, 0.4), r"overlap=0.0 .* area=0.4"),
+        (spatial.check_patch, (1.5,), r"area=1.5 .* at most 1\."),
+        (spatial.check_patch, (0.6, 20, 40), r"area=0.6 .* image of 20 x 40: .* at most 0.5"),
+        (spatial.check_exclusive, (-0.1, 0.1), r"gap=-0.1 cannot be"),
+        (spatial.check_exclusive, (0.2, 0.41), r"min_side=0.41 .* gap=0.2: .* = 0.4"),
+        (spatial.check_exclusive, (0.2, 0.0), r"min_side=0.0"),
+        (spatial.check_non_overlapping, (0.6,), r"min_side=0.6 .* at most 0.5"),
+    ],
+)
+def test_what_cannot_be_met_is_refused_in_words(check, numbers, message):
+    with pytest.raises(ValueError, match=message):
+        check(*numbers)
+
+
+def test_the_limits_themselves_are_accepted():
+    spatial.check_overlap(1.0)
+    spatial.check_fixed_area(0.6, 0.8)  # 2 * 0.8 - 1 is above 0.6 in floating point
+    spatial.check_fixed_area(0.4, 0.4)
+    spatial.check_patch(1.0)
+    spatial.check_patch(0.5, 20, 40)
+    spatial.check_exclusive(0.8, 0.1)  # 1 - 0.8 is below 0.2
+    spatial.check_non_overlapping(0.5)

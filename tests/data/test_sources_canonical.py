@@ -1,0 +1,147 @@
+"""The canonical size: what becomes of images, boxes and masks."""
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from jaxssl.data.canonical import canonical_boxes, decode_mask, padded_boxes, resize
+from jaxssl.errors import UserError
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 32), (32, 20), (20, 20), (5, 8)])
+def test_resize_is_short_side_then_central_crop(height, width):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    image = PIL.Image.fromarray(pixels)
+    # Sides that scale to whole pixels, where two steps and one are the same.
+    tall, wide = height * 10 // min(height, width), width * 10 // min(height, width)
+    whole = np.asarray(image.resize((wide, tall), PIL.Image.Resampling.BICUBIC))
+    top, left = (tall - 10) // 2, (wide - 10) // 2
+    expected = whole[top : top + 10, left : left + 10]
+    # One grey level: where a sum lies half-way, the offset may round it to the other side.
+    np.testing.assert_allclose(np.asarray(resize(image, 10, 10), int), expected, atol=1)
+
+
+def test_resize_maps_points_with_one_scale_and_a_sub_pixel_offset():
+    # A linear ramp along the long side, which any resize that keeps positions maps to itself.
+    ramp = np.tile(np.arange(41, dtype=np.uint8) * 4, (20, 1))
+    out = np.asarray(resize(PIL.Image.fromarray(ramp), 10, 10), float)
+    scale = 20 / 10
+    centres = (np.arange(10) + 0.5) * scale + (41 - 20) / 2 - 0.5
+    np.testing.assert_allclose(out[:, 2:-2], np.tile(centres * 4, (10, 1))[:, 2:-2], atol=0.51)
+
+
+def test_resize_takes_any_size():
+    for side in range(1, 120):
+        image = PIL.Image.new("L", (side + side % 3, side), 7)
+        for height, width in ((49, 49), (33, 47), (8, 5)):
+            assert np.asarray(resize(image, height, width)).shape == (height, width)
+
+
+def test_resize_to_another_aspect_ratio_keeps_circles_round():
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 60), np.uint8)
+    out = resize(PIL.Image.fromarray(pixels), 12, 20)  # scale 2: the central 24 x 40
+    whole = PIL.Image.fromarray(pixels).resize((30, 12), PIL.Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(np.asarray(out), np.asarray(whole)[:, 5:25])
+
+
+# Boxes.
+
+
+def test_boxes_are_moved_clipped_and_dropped():
+    # 10 x 20 to 5 x 5: scale 2, of the columns 5 .. 15.
+    boxes = np.array(
+        [
+            [0, 0, 10, 4],
+            [2, 3, 6, 9],
+            [0, 5, 10, 15],
+            [9, 15, 10, 20],
+            [4, 4, 4, 9],
+            [8, 14, 12, 21],
+        ],
+        np.float32,
+    )
+    moved, labels = canonical_boxes(boxes, np.arange(6), (10, 20), (5, 5))
+    assert labels.tolist() == [1, 2, 5]
+    assert (moved.dtype, labels.dtype) == (np.float32, np.int32)
+    np.testing.assert_array_equal(moved, [[1, 0, 3, 2], [0, 0, 5, 5], [4, 4.5, 5, 5]])
+    padded, padded_labels = padded_boxes(moved, labels, 4)
+    np.testing.assert_array_equal(padded, [*moved, [0, 0, 0, 0]])
+    assert padded_labels.tolist() == [1, 2, 5, -1]
+
+
+def test_no_boxes_are_no_boxes():
+    moved, labels = canonical_boxes(np.zeros((0, 4)), np.zeros(0, int), (10, 20), (5, 5))
+    assert (moved.shape, labels.shape) == ((0, 4), (0,))
+    padded, labels = padded_boxes(moved, labels, 2)
+    assert (padded.tolist(), labels.tolist()) == ([[0] * 4] * 2, [-1, -1])
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(60, 97, 24), (83, 60, 24), (31, 23, 40)])
+def test_a_box_stays_around_what_it_surrounds(height, width, size):
+    y0, x0, y1, x1 = height // 3, width // 3, height * 2 // 3 + 1, width * 2 // 3 + 1
+    pixels = np.zeros((height, width), np.uint8)
+    pixels[y0:y1, x0:x1] = 255
+    light = np.asarray(resize(PIL.Image.fromarray(pixels), size, size)) / 255
+    (box,), _ = canonical_boxes(
+        np.array([[y0, x0, y1, x1]], float), np.array([0]), (height, width), (size, size)
+    )
+    # Light is kept by the resampling, so a profile's sum is a side and its centroid a centre.
+    for axis, start, stop in ((1, box[0], box[2]), (0, box[1], box[3])):
+        profile = light.max(axis)
+        centroid = np.sum(profile * (np.arange(size) + 0.5)) / profile.sum()
+        assert profile.sum() == pytest.approx(stop - start, abs=0.1)
+        assert centroid == pytest.approx((start + stop) / 2, abs=0.05)
+
+
+# Masks.
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "target"), [(18, 24, 7), (24, 18, 7), (9, 9, 9), (5, 8, 13), (31, 57, 10)]
+)
+def test_masks_take_the_pixel_that_their_centre_lies_in(tmp_path, height, width, target):
+    mask = np.random.default_rng(0).integers(0, 256, (height, width), np.uint8)
+    PIL.Image.fromarray(mask).save(tmp_path / "mask.png")
+    found = decode_mask(str(tmp_path / "mask.png"), (target, target), (height, width), "it")
+    side = min(height, width)
+    centres = (np.arange(target) + 0.5) * side / target
+    rows = np.floor((height - side) / 2 + centres).astype(int)
+    columns = np.floor((width - side) / 2 + centres).astype(int)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, mask[np.ix_(rows, columns)])
+
+
+def test_a_mask_is_aligned_with_its_image(tmp_path):
+    y, x = np.mgrid[:60, :90]
+    disc = ((y - 25) ** 2 + (x - 50) ** 2 < 20**2).astype(np.uint8)
+    PIL.Image.fromarray(disc).save(tmp_path / "mask.png")
+    mask = decode_mask(str(tmp_path / "mask.png"), (30, 30), (60, 90), "it")
+    image = np.asarray(resize(PIL.Image.fromarray(disc * 255), 30, 30)) > 127
+    # A shift by one canonical pixel moves 40 pixels of the border.
+    assert np.sum(mask != image) < 20
+    assert np.sum(np.roll(mask, 1, 1) != image) > 30
+
+
+def test_palette_and_binary_masks_are_read_as_classes(tmp_path):
+    classes = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    palette = PIL.Image.fromarray(classes)
+    palette.putpalette(list(range(255, -1, -1)) * 3)
+    assert palette.mode == "P"
+    palette.save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(
+        decode_mask(str(tmp_path / "palette.png"), (4, 4), (4, 4), "it"), classes
+    )
+    PIL.Image.fromarray(classes % 2 == 1).save(tmp_path / "binary.png")
+    np.testing.assert_array_equal(
+        decode_mask(str(tmp_path / "binary.png"), (4, 4), (4, 4), "it"), classes % 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "message"),
+    [("RGB", (4, 4), "mode RGB"), ("I;16", (4, 4), "mode I;16"), ("L", (5, 4), "4 x 5 pixels")],
+)
+def test_other_masks_are_refused_in_words(tmp_path, mode, size, message):
+    PIL.Image.new(mode, size).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match=f"it is a mask of .*{message}|it is a mask of {message}"):
+        decode_mask(str(tmp_path / "mask.png"), (4, 4), (4, 4), "it")
