@@ -58,6 +58,7 @@ def pretrain(
     distributed.check_batch_size(config.batch_size, mesh)
     examples = Examples(config, sources)
     source = examples["pretrain"]
+    check_policy(config, *source.image_shape[:2])
     policy = make_policy(config)
     blueprint = Blueprint.of(config, make_spec(config, source, policy))
     cadence = Cadence.of(config, len(source), blueprint.spec.total_steps)
@@ -138,7 +139,6 @@ def resolve(config: ConfigDict) -> ConfigDict:
     for name, value in config.hyper.items():
         if not math.isfinite(value) or value < 0 or (name == "temperature" and value == 0):
             raise UserError(f"hyper.{name}={value} cannot be: give a finite positive number.")
-    check_policy(config)
     positive = {"batch_size": config.batch_size, "schedule.epochs": config.schedule.epochs}
     for name, value in positive.items():
         if value <= 0:

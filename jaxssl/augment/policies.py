@@ -43,7 +43,7 @@ class Pair:
     Attributes:
       boxes: from a key, the height and width in pixels, and ``hyper`` to the two boxes.
       hyper: the numbers that it reads from ``hyper``.
-      check: refuses numbers (in the order of ``hyper``) that no two crops can meet, by ValueError.
+      check: from the height and width and these numbers; ValueError if no two crops can meet them.
       erase: what is done to the image of view 1, given the box of view 2; None: nothing.
     """
 
@@ -85,19 +85,29 @@ def _blur_out(image: Array, box: Array, hyper: Hyper) -> Array:
     return spatial.blur_out(image, box, hyper["blur_sigma"], kernel_size)
 
 
-def _check_blurred_patch(patch_area: float, blur_sigma: float) -> None:
-    spatial.check_patch(patch_area)
+def _any_size(check: Callable[..., None]) -> Callable[..., None]:
+    return lambda height, width, *numbers: check(*numbers)
+
+
+def _check_patch(height: int, width: int, patch_area: float) -> None:
+    spatial.check_patch(patch_area, height, width)
+
+
+def _check_blurred_patch(height: int, width: int, patch_area: float, blur_sigma: float) -> None:
+    spatial.check_patch(patch_area, height, width)
 
 
 PAIRS: dict[str, Pair] = {
-    "overlap": Pair(_overlap, ("overlap",), spatial.check_overlap),
+    "overlap": Pair(_overlap, ("overlap",), _any_size(spatial.check_overlap)),
     "overlap_fixed_area": Pair(
-        _overlap_fixed_area, ("overlap", "crop_area"), spatial.check_fixed_area
+        _overlap_fixed_area, ("overlap", "crop_area"), _any_size(spatial.check_fixed_area)
     ),
-    "patch": Pair(_patch, ("patch_area",), spatial.check_patch),
-    "exclusive": Pair(_exclusive, ("gap", "min_side"), spatial.check_exclusive),
-    "non_overlapping": Pair(_non_overlapping, ("min_side",), spatial.check_non_overlapping),
-    "cutout": Pair(_patch, ("patch_area",), spatial.check_patch, _cut_out),
+    "patch": Pair(_patch, ("patch_area",), _check_patch),
+    "exclusive": Pair(_exclusive, ("gap", "min_side"), _any_size(spatial.check_exclusive)),
+    "non_overlapping": Pair(
+        _non_overlapping, ("min_side",), _any_size(spatial.check_non_overlapping)
+    ),
+    "cutout": Pair(_patch, ("patch_area",), _check_patch, _cut_out),
     "cutout_blur": Pair(_patch, ("patch_area", "blur_sigma"), _check_blurred_patch, _blur_out),
 }
 """Policies that place two crops together; beside them there is ``"multi_view"``."""
@@ -158,8 +168,8 @@ def policy_hyper(config: ConfigDict) -> tuple[str, ...]:
     return choose("views.policy", config.views.policy, names)
 
 
-def check_policy(config: ConfigDict) -> None:
-    """Refuses numbers that no two crops can meet.
+def check_policy(config: ConfigDict, height: int, width: int) -> None:
+    """Refuses numbers that no two crops of an image of this size can meet.
 
     Raises:
       UserError: naming them, and what can be met.
@@ -174,7 +184,7 @@ def check_policy(config: ConfigDict) -> None:
             f"{len(augmentations)}: keep view1 and view2 alone."
         )
     try:
-        PAIRS[config.views.policy].check(*(config.hyper[name] for name in names))
+        PAIRS[config.views.policy].check(height, width, *(config.hyper[name] for name in names))
     except ValueError as error:
         raise UserError(f"views.policy={config.views.policy!r}: {error}") from error
 

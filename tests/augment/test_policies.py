@@ -169,7 +169,7 @@ def test_without_augmentation_views_are_the_test_time_images():
 )
 def test_what_cannot_be_is_refused(changes, sentence):
     with pytest.raises(UserError, match=sentence):
-        check_policy(config_with(**changes))
+        check_policy(config_with(**changes), SIDE, SIDE)
 
 
 def test_a_pair_needs_two_recipes():
@@ -177,7 +177,14 @@ def test_a_pair_needs_two_recipes():
     config.views = view_group((RECIPE,))
     config.views.policy = "patch"
     with pytest.raises(UserError, match="makes two views and the config has 1"):
-        check_policy(config)
+        check_policy(config, SIDE, SIDE)
+
+
+def test_a_square_larger_than_a_narrow_image_is_refused():
+    config = config_with(**{"views.policy": "cutout_blur", "hyper.patch_area": 0.6})
+    check_policy(config, SIDE, SIDE)
+    with pytest.raises(UserError, match="of a square in an image of 16 x 32"):
+        check_policy(config, SIDE, 2 * SIDE)
 
 
 @pytest.mark.parametrize(

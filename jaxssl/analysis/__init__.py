@@ -1,0 +1,1 @@
+"""Pictures: what a run's data look like."""

@@ -1,0 +1,181 @@
+"""Interventions through the programs: what is trained on and probed is what was asked for."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny import config_for
+
+from configs.pretrain import multi_digits
+from jaxssl.augment import corrupting
+from jaxssl.augment.corrupting import Corruptor
+from jaxssl.corruptions import global_shuffle
+from jaxssl.data.corrupted import CorruptedSource, Examples
+from jaxssl.data.pipeline import train_batches
+from jaxssl.data.sources import load
+from jaxssl.errors import UserError
+from jaxssl.evaluation import probe
+from jaxssl.linear_probe import linear_probe, open_splits
+from jaxssl.pretrain import pretrain, resolve
+from jaxssl.reporting import read_metrics
+
+
+def config_with(method="simclr", **changes):
+    config = config_for(method)
+    config.update_from_flattened_dict(
+        {
+            "run.stop_step": 4,
+            "run.checkpoint_every_steps": 4,
+            "run.num_devices": 1,
+            "monitor.knn_every_epochs": 0.2,
+            "monitor.protocol": "dino",
+        }
+        | changes
+    )
+    return config
+
+
+def quick_settings(**changes):
+    settings = probe.default_config()
+    settings.sgd.epochs = 0
+    settings.lbfgs.l2_grid = (1e-2, 1e-1)
+    settings.update_from_flattened_dict(changes)
+    return settings
+
+
+SHUFFLE = {"corruption.name": "global_shuffle", "corruption.patches": 4, "corruption.seed": 3}
+
+
+def test_every_split_gets_the_same_permutation():
+    config = config_with(**SHUFFLE)
+    sigma = Corruptor.of(config.corruption).draw_once((8, 8, 1))
+    assert (sigma != np.arange(16)).any()
+    examples = Examples(config)
+    for split in ("pretrain", "train", "validation", "test"):
+        clean = load(config.data, "train" if split == "pretrain" else split)
+        np.testing.assert_array_equal(
+            examples[split].images, global_shuffle(clean.images, sigma, 4)
+        )
+        np.testing.assert_array_equal(examples[split].positions, clean.positions)
+    other = Corruptor.of(config_with(**SHUFFLE | {"corruption.seed": 4}).corruption)
+    assert (other.draw_once((8, 8, 1)) != sigma).any()
+
+
+def test_an_images_own_permutation_depends_on_its_index_alone():
+    """On the host before augmentation and on the device after it, in any cut of the set."""
+    changes = SHUFFLE | {"corruption.per_image": True}
+    config = config_with(**changes)
+    clean, shuffled = load(config.data, "test"), Examples(config)["test"]
+    corruptor = Corruptor.of(config.corruption)
+    late = Examples(config_with(**changes, **{"corruption.order": "aug_corrupt"}))["test"]
+    rows = np.array([200, 7, 30])
+    batch = late.take(np.arange(5, 205)).gather(rows - 5)
+    np.testing.assert_array_equal(batch["image"], clean.images[rows])
+    for row, sigma in zip(rows, batch["corruption"], strict=True):
+        alone = corruptor.draw_each(np.array([1]), clean.positions[[row]], (8, 8, 1))[0]
+        np.testing.assert_array_equal(sigma, alone)
+        expected = global_shuffle(clean.images[row], sigma, 4)
+        np.testing.assert_array_equal(shuffled.images[row], expected)
+    assert len(np.unique(batch["corruption"], axis=0)) == 3
+
+
+def test_corrupted_records_are_read_by_worker_processes(tmp_path):
+    """What is corrupted record by record goes through pickle and threads unchanged."""
+    import PIL.Image
+
+    draw = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number in range(6):
+            image = draw.integers(0, 256, (12, 12, 3), np.uint8)
+            PIL.Image.fromarray(image).save(tmp_path / "train" / name / f"{number}.png")
+    config = config_with(**SHUFFLE, **{"data.name": "folder", "data.data_dir": str(tmp_path)})
+    config.update_from_flattened_dict({"data.image_size": 12, "data.validation_fraction": 0.0})
+    kept = Examples(config)["train"]
+    plain = load(config.data, "train", memory_limit_bytes=0)
+    lazy = Examples(config, {"train": plain})["train"]
+    assert isinstance(lazy, CorruptedSource)
+    how = {"data_seed": 0, "batch_size": 4, "start_step": 0, "num_steps": 5}
+    how |= {"process_index": 0, "process_count": 1}
+    expected = [batch["image"] for batch in train_batches(kept, **how)]
+    for workers in (0, 2):
+        got = [batch["image"] for batch in train_batches(lazy, **how, workers=workers)]
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.fixture(scope="module")
+def shuffled_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("shuffled") / "run"
+    pretrain(config_with(**SHUFFLE), workdir)
+    return workdir
+
+
+def test_the_probe_reads_the_corruption_from_the_run_and_can_be_told_another(shuffled_run):
+    same, path = linear_probe(shuffled_run, None, quick_settings(), baselines=False)
+    assert path.parent.name == "linear_probe-4"
+    assert np.isfinite(read_metrics(shuffled_run)[-1]["knn"])
+
+    clean_test = quick_settings(**{"test_corruption.name": "none"})
+    clean, path = linear_probe(shuffled_run, None, clean_test, baselines=False)
+    assert path.parent.name == "linear_probe-4-none"
+    drop = [card["results"]["trained"]["lbfgs"]["top1"] for card in (same, clean)]
+    assert drop[0] > drop[1] + 0.2  # trained on shuffled digits, tested on whole ones
+
+    # The run's own permutation, asked for in so many words, gives the run's own test set.
+    spelled = {key.replace("corruption.", "test_corruption."): v for key, v in SHUFFLE.items()}
+    again, path = linear_probe(shuffled_run, None, quick_settings(**spelled), baselines=False)
+    assert path.parent.name == "linear_probe-4-global_shuffle-seed=3"
+    assert again["results"] == same["results"]
+    assert json.loads(path.read_text())["settings"]["test_corruption"]["seed"] == 3
+
+
+def test_only_the_test_split_is_told_another(shuffled_run):
+    config = resolve(config_with(**SHUFFLE))
+    told = quick_settings(**{"test_corruption.name": "gamma"})
+    parts, own = open_splits(config, told, None), open_splits(config, quick_settings(), None)
+    for split, differs in (("train", False), ("validation", False), ("test", True)):
+        a, b = parts[split].source.images, own[split].source.images
+        assert np.array_equal(a, b) != differs
+    assert corrupting.setting_name(told.test_corruption) == "gamma"
+
+
+def test_bits_reach_the_encoder_and_the_probe(tmp_path):
+    config = config_with(**{"randbit.num_bits": 5})
+    pretrain(config, tmp_path / "run")
+    card, _ = linear_probe(tmp_path / "run", None, quick_settings(), baselines=True)
+    assert set(card["results"]) == {"trained", "untrained", "pixels"}
+
+
+@pytest.mark.parametrize("order", ["aug_corrupt", "no_aug"])
+@pytest.mark.parametrize("name", ["local_shuffle", "shot_noise"])
+def test_supervised_runs_in_every_order(tmp_path, order, name):
+    changes = {"corruption.name": name, "corruption.order": order, "corruption.per_image": True}
+    state = pretrain(config_with("supervised", **changes), tmp_path / "run")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_many_digits_are_trained_on_and_single_ones_probed(tmp_path):
+    small = "digits=digits,canvas=32,sizes=8,evaluation_size=8,size=16,count=3"
+    config = config_with()
+    with config.unlocked():
+        config.data = multi_digits.get_config(small).data
+    pretrain(config, tmp_path / "run")
+    examples = Examples(config)
+    assert set(examples["pretrain"].gather(np.arange(2))["targets"]) == {"presence", "slots"}
+    assert set(examples["train"].gather(np.arange(2))["targets"]) == {"label"}
+    card, _ = linear_probe(tmp_path / "run", None, quick_settings(), baselines=False)
+    assert card["examples"]["test"] == 360
+    assert np.isfinite(read_metrics(tmp_path / "run")[-1]["knn"])
+
+
+def test_a_target_that_is_not_there_is_refused(shuffled_run):
+    with pytest.raises(UserError, match="has no target 'digit' to probe: it has label"):
+        linear_probe(shuffled_run, None, quick_settings(target="digit"), baselines=False)
+
+
+def test_a_size_that_cannot_be_cut_is_refused_before_anything_is_written(tmp_path):
+    config = config_with(**SHUFFLE | {"corruption.patches": 3})
+    with pytest.raises(UserError, match="8x8 pixels cannot be cut into 3x3 patches"):
+        pretrain(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
