@@ -77,7 +77,7 @@ def hyper_group() -> ConfigDict:
 def data_group() -> ConfigDict:
     """Where the images come from."""
     data = ConfigDict()
-    data.name = "cifar10"  # "digits", "folder", or the name of a TFDS image-classification set
+    data.name = "cifar10"  # a key of jaxssl.data.sources.KINDS or .composed.COMPOSED, or a TFDS set
     data.data_dir = ""  # root of "folder" or of TFDS; "": TFDS_DATA_DIR or TFDS's default
     data.image_size = 32  # canonical height and width in pixels of sets that vary in size
     data.validation_fraction = 0.1  # share of the train split held out for choices, 0..1

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from jaxssl import cli
 from jaxssl.analysis.gallery import VIEW_COLORS, Outline, Panel, draw, to_png
-from jaxssl.augment.policies import make_policy, policy_hyper
+from jaxssl.augment.policies import check_policy, make_policy, policy_hyper
 from jaxssl.augment.spatial import centre_distance, intersection_area
 from jaxssl.augment.views import Views
 from jaxssl.data.corrupted import Examples, corrupted
@@ -83,6 +83,7 @@ def preview(
             f"images={images} cannot be shown of {source.name}, split {split}: give 1 to "
             f"{len(source)}."
         )
+    check_policy(config, *source.image_shape[:2])
     visited = order(config.data_seed, epoch, len(source))[:images]
     shown = Shown(source.take(np.sort(visited)), np.argsort(np.argsort(visited)), epoch)
 
@@ -268,7 +269,8 @@ def policy_sweep(config: ConfigDict, shown: Shown) -> tuple[str, dict[str, Colum
     """The crops and views of each spatial policy of Jha and Tuytelaars."""
     variants = {}
     for policy, number, value in POLICIES:
-        variant = resolve(_with(config, views={"policy": policy}, hyper={number: value}))
+        variant = _with(config, views={"policy": policy}, hyper={number: value})
+        check_policy(variant, *shown.source.image_shape[:2])
         head = f"{policy.replace('_', ' ')} {value}"
         variants[head] = view_columns(variant, shown.batch(variant))
     return f"spatial policies · {corruption_words(config.corruption)}", variants
@@ -293,7 +295,7 @@ def _with(config: ConfigDict, **groups: Mapping[str, Any]) -> ConfigDict:
 def policy_words(config: ConfigDict) -> str:
     """The policy of a config and the numbers that it reads."""
     numbers = [f"{name} {config.hyper[name]:g}" for name in policy_hyper(config)]
-    return f"{config.views.policy}{' of ' if numbers else ''}{', '.join(numbers)}"
+    return config.views.policy + (f" ({', '.join(numbers)})" if numbers else "")
 
 
 def corruption_words(group: ConfigDict) -> str:

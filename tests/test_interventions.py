@@ -10,6 +10,7 @@ from tiny import config_for
 from configs.pretrain import multi_digits
 from jaxssl.augment import corrupting
 from jaxssl.augment.corrupting import Corruptor
+from jaxssl.augment.policies import make_clean_view
 from jaxssl.corruptions import global_shuffle
 from jaxssl.data.corrupted import CorruptedSource, Examples
 from jaxssl.data.pipeline import train_batches
@@ -145,6 +146,17 @@ def test_bits_reach_the_encoder_and_the_probe(tmp_path):
     pretrain(config, tmp_path / "run")
     card, _ = linear_probe(tmp_path / "run", None, quick_settings(), baselines=True)
     assert set(card["results"]) == {"trained", "untrained", "pixels"}
+
+
+def test_bits_say_nothing_of_the_labels():
+    config = config_with(**{"randbit.num_bits": 12})
+    source = Examples(config)["train"]
+    batch = source.gather(np.arange(len(source)))
+    bits = np.asarray(jax.jit(make_clean_view(config))(batch))[:, 0, 0, 1:]
+    assert bits.shape == (len(source), 12)
+    classes = np.eye(10)[batch["targets"]["label"]]
+    correlations = np.corrcoef(bits, classes, rowvar=False)[:12, 12:]
+    assert np.abs(correlations).max() < 4 / np.sqrt(len(source))
 
 
 @pytest.mark.parametrize("order", ["aug_corrupt", "no_aug"])

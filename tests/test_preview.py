@@ -120,7 +120,7 @@ def test_overlap_is_written(config):
     config.hyper.overlap = 0.25
     said = words(preview(config, images=4, sources={"train": source_of(1)}))
     assert said.count("overlap 0.25") == 4
-    assert any("overlap of overlap 0.25" in word for word in said)
+    assert any("overlap (overlap 0.25)" in word for word in said)
 
 
 @pytest.mark.parametrize("order", ["aug_corrupt", "no_aug"])
