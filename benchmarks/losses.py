@@ -31,6 +31,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from jaxssl import losses
+from jaxssl.metrics.uniformity import uniformity as uniformity_metric
 
 TEMPERATURE = 0.1
 FEATURES = 128
@@ -231,20 +232,42 @@ SWD = {
 # Uniformity ---------------------------------------------------------------------------------------
 
 
-def ours_uniformity(z: np.ndarray) -> Callable[[], object]:
+def metric_step(z: np.ndarray) -> Callable[[], object]:
+    """The evaluation metric, which has no gradient."""
+    on_device = jnp.asarray(z)
+    return lambda: uniformity_metric(on_device).block_until_ready()
+
+
+def loss_value(z: np.ndarray) -> Callable[[], object]:
     on_device = jnp.asarray(z)
     program = jax.jit(losses.uniformity).lower(on_device).compile()
     return lambda: program(on_device).block_until_ready()
 
 
-def pdist_uniformity(z: np.ndarray) -> Callable[[], object]:
+def pdist_uniformity(z):
+    """Wang and Isola's own three lines."""
     import torch
 
-    unit = torch.nn.functional.normalize(torch.from_numpy(z))
-    return lambda: torch.pdist(unit).pow(2).mul(-2).exp().mean().log().item()
+    unit = torch.nn.functional.normalize(z)
+    return torch.pdist(unit, p=2).pow(2).mul(-2).exp().mean().log()
 
 
-UNIFORMITY = {"ours": (None, ours_uniformity), "torch.pdist": ("torch", pdist_uniformity)}
+def pdist_value(z: np.ndarray) -> Callable[[], object]:
+    import torch
+
+    tensor = torch.from_numpy(z)
+    return lambda: pdist_uniformity(tensor).item()
+
+
+UNIFORMITY = {
+    "ours": (None, metric_step),
+    "ours, the loss": (None, loss_value),
+    "torch.pdist": ("torch", pdist_value),
+}
+UNIFORMITY_GRADIENT = {
+    "ours": (None, functools.partial(jax_step, losses.uniformity)),
+    "torch.pdist": ("torch", functools.partial(torch_step, pdist_uniformity)),
+}
 
 
 # Measuring ----------------------------------------------------------------------------------------
@@ -257,7 +280,12 @@ def inputs(section: str, size: int) -> tuple[np.ndarray, ...]:
     return (normal(size, FEATURES if section == "swd" else 512),)
 
 
-CONTESTS = {"nt_xent": NT_XENT, "swd": SWD, "uniformity": UNIFORMITY}
+CONTESTS = {
+    "nt_xent": NT_XENT,
+    "swd": SWD,
+    "uniformity": UNIFORMITY,
+    "uniformity_gradient": UNIFORMITY_GRADIENT,
+}
 
 
 def serve(section: str, size: int, name: str) -> None:
@@ -444,7 +472,9 @@ def main() -> None:
         found[title] = report(title, "swd", 4096, arguments.rounds)
     if "uniformity" in arguments.only:
         title = "Uniformity, value, 10000 x 512"
-        found[title] = report(title, "uniformity", 10_000, 3)
+        found[title] = report(title, "uniformity", 10_000, arguments.rounds)
+        title = "Uniformity, value and gradient, 10000 x 512"
+        found[title] = report(title, "uniformity_gradient", 10_000, 3)
     if "memory" in arguments.only:
         cases = [
             (name, 8192) for name in ("ours", "naive JAX", "SimCLR's form in JAX", "lightly")

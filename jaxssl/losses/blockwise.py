@@ -10,6 +10,7 @@ give one device's rows to all. And where rows and keys are the same array, the g
 gathers what the row does as an anchor and as a key, so that nothing is summed over devices.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -23,7 +24,8 @@ Allowed = Callable[[Int[Array, "r t"], Int[Array, "k t"]], Bool[Array, "r k"]]
 
 # Above this many logits the matrix no longer fits a cache and tiles win.
 PLAIN_LOGITS = 1024 * 1024
-DEFAULT_BLOCK = 1024
+# Tiles below that side cost more in calls than they save in memory.
+SMALLEST_BLOCK = 512
 # Exponents that far apart may be added to one another without losing float32's last digits.
 NEAR = 16.0
 
@@ -67,8 +69,34 @@ def self_logsumexp(
     if axis_name is not None or _is_plain(z.shape[0], z.shape[0], block_size):
         keys, key_tags = gather(z, axis_name), gather(tags, axis_name)
         return cross_logsumexp(scale * z, keys, tags, key_tags, allowed, block_size)
-    block = block_size or DEFAULT_BLOCK
-    return _self_blockwise(allowed, block, z, varying_like(scale, z), tags)
+    block = block_size or _default_block(*z.shape)
+    vectors, tags, valid = _tiles(z, tags, block)
+    found = _self_blockwise(allowed, vectors, varying_like(scale, z), tags, valid)
+    return _untile(found.T, z.shape[0])
+
+
+def pair_logsumexp(
+    z: Float[Array, "r d"],
+    tags: Int[Array, "r t"],
+    *,
+    scale: Float[Array, ""],
+    allowed: Allowed,
+    axis_name: AxisName,
+    block_size: int | None,
+) -> Float[Array, ""]:
+    """``log sum_ij exp(scale z_i . z_j)`` over all allowed ordered pairs of the global batch.
+
+    Arguments as for ``self_logsumexp``, whose logsumexp over rows it is. Blockwise, the gradient is
+    gathered along with the sum, so that no tile is computed again in the backward pass.
+    """
+    if axis_name is not None or _is_plain(z.shape[0], z.shape[0], block_size):
+        rows = self_logsumexp(
+            z, tags, scale=scale, allowed=allowed, axis_name=axis_name, block_size=block_size
+        )
+        return jax.nn.logsumexp(gather(rows, axis_name))
+    block = block_size or _default_block(*z.shape)
+    vectors, tags, valid = _tiles(z, tags, block)
+    return _pairs_blockwise(allowed, vectors, varying_like(scale, z), tags, valid)
 
 
 def cross_logsumexp(
@@ -87,7 +115,10 @@ def cross_logsumexp(
         logits = jnp.where(allowed(row_tags, key_tags), _dot(rows, keys.T), -jnp.inf)
         return jax.nn.logsumexp(logits, axis=1)
     rows, keys = varying_like(rows, keys), varying_like(keys, rows)
-    return _cross_blockwise(allowed, block_size or DEFAULT_BLOCK, rows, keys, row_tags, key_tags)
+    block = block_size or _default_block(max(rows.shape[0], keys.shape[0]), keys.shape[1])
+    row_tiles, key_tiles = _tiles(rows, row_tags, block), _tiles(keys, key_tags, block)
+    found = _cross_blockwise(allowed, *row_tiles[:2], *key_tiles)
+    return _untile(found.T, rows.shape[0])
 
 
 def same_class_sums(
@@ -95,31 +126,15 @@ def same_class_sums(
     row_tags: Int[Array, "r t"],
     key_tags: Int[Array, "k t"],
     block_size: int | None,
-) -> tuple[Float[Array, "r d"], Int[Array, " r"]]:
+) -> tuple[Float[Array, "r d"], Float[Array, " r"]]:
     """Sum of the keys that ``same_class`` allows for each row, and their number."""
     if _is_plain(row_tags.shape[0], keys.shape[0], block_size):
-        mask = same_class(row_tags, key_tags)
-        return _dot(mask.astype(keys.dtype), keys), jnp.sum(mask, axis=1)
-    block = block_size or DEFAULT_BLOCK
-    key_tiles = (*_tiles((keys, key_tags), block), _valid(keys.shape[0], block))
-
-    # Without the checkpoint the backward pass would keep every tile of the mask.
-    @jax.checkpoint
-    def add_tile(tags: Array, carry: tuple, tile: tuple) -> tuple[tuple, None]:
-        tile_keys, tile_tags, valid = tile
-        mask = same_class(tags, tile_tags) & valid
-        sums, counts = carry
-        sums = sums + _dot(mask.astype(keys.dtype), tile_keys)
-        return (sums, counts + jnp.sum(mask, axis=1)), None
-
-    def sweep(tags: Array) -> tuple[Array, Array]:
-        zeros = jnp.zeros((tags.shape[0], keys.shape[1]), keys.dtype)
-        start = (varying_like(zeros, keys), varying_like(jnp.zeros(tags.shape[0], int), keys))
-        return jax.lax.scan(partial(add_tile, tags), start, key_tiles)[0]
-
-    (row_tiles,) = _tiles((row_tags,), block)
-    sums, counts = jax.lax.map(sweep, row_tiles)
-    return _untile(sums, row_tags.shape[0]), _untile(counts, row_tags.shape[0])
+        mask = same_class(row_tags, key_tags).astype(keys.dtype)
+        return _dot(mask, keys), jnp.sum(mask, axis=1)
+    block = block_size or _default_block(max(row_tags.shape[0], keys.shape[0]), keys.shape[1])
+    row_tiles = _by_tile(row_tags, block), _by_tile(jnp.ones(row_tags.shape[0], bool), block)
+    sums, counts = _same_class_blockwise(*row_tiles, *_tiles(keys, key_tags, block))
+    return _untile(sums, row_tags.shape[0]), _untile(counts.T, row_tags.shape[0])
 
 
 def _is_plain(rows: int, keys: int, block_size: int | None) -> bool:
@@ -135,99 +150,125 @@ def _dot(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def _tile_count(rows: int, block: int) -> int:
-    return -(-rows // block)
+def _default_block(rows: int, features: int) -> int:
+    """Side of a tile that takes no more than half the memory of the rows: a power of two.
+
+    So both the memory and the number of tiles are linear in the rows. Most batches are multiples
+    of a power of two, and one that a tile's side divides is not padded, which would copy it.
+    """
+    return max(SMALLEST_BLOCK, 2 ** int(math.log2(math.isqrt(rows * features // 2))))
 
 
-def _tiles(arrays: tuple, block: int, fill: float = 0) -> tuple:
-    """Each array [n, ...] as [tiles, rows of a tile, ...], rows at strides, padded at the end."""
-
-    def split(x: Shaped[Array, " n *rest"]) -> Shaped[Array, " tiles size *rest"]:
-        count = _tile_count(x.shape[0], block)
-        size = _tile_count(x.shape[0], count)
-        padding = [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
-        x = jnp.pad(x, padding, constant_values=fill)
-        return jnp.swapaxes(x.reshape(size, count, *x.shape[1:]), 0, 1)
-
-    return tuple(split(x) for x in arrays)
+def _strided(x: Shaped[Array, " n *rest"], block: int) -> Shaped[Array, " size tiles *rest"]:
+    """Entry [i, j] is row i of tile j: a view of the rows, padded at the end."""
+    count = -(-x.shape[0] // block)
+    size = -(-x.shape[0] // count)
+    padding = [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, padding).reshape(size, count, *x.shape[1:])
 
 
-def _untile(x: Shaped[Array, " tiles size *rest"], rows: int) -> Shaped[Array, " n *rest"]:
-    """The inverse of ``_tiles``, without its padding."""
-    x = jnp.swapaxes(x, 0, 1)
+def _by_tile(x: Shaped[Array, " n *rest"], block: int) -> Shaped[Array, " tiles size *rest"]:
+    """A copy, for what is small and read once for each logit: strides would slow that down."""
+    return jnp.swapaxes(_strided(x, block), 0, 1)
+
+
+def _tiles(
+    vectors: Float[Array, "n d"], tags: Int[Array, "n t"], block: int
+) -> tuple[Float[Array, "size tiles d"], Int[Array, "tiles size t"], Bool[Array, "tiles size"]]:
+    """Vectors, their tags, and which are no padding."""
+    valid = jnp.ones(vectors.shape[0], bool)
+    return _strided(vectors, block), _by_tile(tags, block), _by_tile(valid, block)
+
+
+def _untile(x: Shaped[Array, " size tiles *rest"], rows: int) -> Shaped[Array, " n *rest"]:
+    """The inverse of ``_strided``."""
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[:rows]
 
 
-def _valid(rows: int, block: int) -> Bool[Array, "tiles size"]:
-    return _tiles((jnp.ones(rows, bool),), block)[0]
+def _tile(x: Float[Array, "size tiles d"], number: Int[Array, ""]) -> Float[Array, "size d"]:
+    return jax.lax.dynamic_index_in_dim(x, number, 1, keepdims=False)
+
+
+def _put(
+    x: Float[Array, "size tiles d"], tile: Float[Array, "size d"], number: Int[Array, ""]
+) -> Float[Array, "size tiles d"]:
+    """The array with that tile replaced."""
+    return jax.lax.dynamic_update_index_in_dim(x, tile, number, 1)
 
 
 def _forward(
-    allowed: Allowed, block: int, rows: Array, keys: Array, row_tags: Array, key_tags: Array
-) -> tuple[Float[Array, " r"], Float[Array, " r"]]:
+    allowed: Allowed,
+    scale: Array,
+    rows: Array,
+    row_tags: Array,
+    keys: Array,
+    key_tags: Array,
+    valid: Array,
+) -> tuple[Float[Array, "tiles size"], Float[Array, "tiles size"]]:
     """Each row's largest logit and its sum of exponentials above that."""
-    key_tiles = (*_tiles((keys, key_tags), block), _valid(keys.shape[0], block))
 
-    def sweep(row_tile: tuple) -> tuple[Array, Array]:
-        x, tags = row_tile
+    def sweep(number: Array) -> tuple[Array, Array]:
+        x, tags = scale * _tile(rows, number), row_tags[number]
 
-        def add_tile(carry: tuple, tile: tuple) -> tuple[tuple, None]:
-            y, tile_tags, valid = tile
+        def add_tile(number: Array, carry: tuple) -> tuple:
             largest, total = carry
-            logits = jnp.where(allowed(tags, tile_tags) & valid, _dot(x, y.T), -jnp.inf)
+            counted = allowed(tags, key_tags[number]) & valid[number]
+            logits = jnp.where(counted, _dot(x, _tile(keys, number).T), -jnp.inf)
             new = jnp.maximum(largest, jnp.max(logits, axis=1))
             added = jnp.sum(jnp.exp(logits - new[:, None]), axis=1)
-            return (new, total * jnp.exp(largest - new) + added), None
+            return new, total * jnp.exp(largest - new) + added
 
         # The lowest number, for minus infinity less itself is no number.
         lowest = varying_like(jnp.full(x.shape[0], jnp.finfo(x.dtype).min, x.dtype), x)
         start = (lowest, varying_like(jnp.zeros(x.shape[0], x.dtype), x))
-        return jax.lax.scan(add_tile, start, key_tiles)[0]
+        return jax.lax.fori_loop(0, keys.shape[1], add_tile, start)
 
-    largest, total = jax.lax.map(sweep, _tiles((rows, row_tags), block))
-    return _untile(largest, rows.shape[0]), _untile(total, rows.shape[0])
+    return jax.lax.map(sweep, jnp.arange(rows.shape[1]))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _self_blockwise(
-    allowed: Allowed, block: int, z: Array, scale: Array, tags: Array
-) -> Float[Array, " r"]:
+    allowed: Allowed, z: Array, scale: Array, tags: Array, valid: Array
+) -> Float[Array, "tiles size"]:
     """``log sum_j exp(scale z_i . z_j)`` over the j that a symmetric ``allowed`` lets row i see."""
-    return _self_forward(allowed, block, z, scale, tags)[0]
+    return _self_forward(allowed, z, scale, tags, valid)[0]
 
 
 def _self_forward(
-    allowed: Allowed, block: int, z: Array, scale: Array, tags: Array
+    allowed: Allowed, z: Array, scale: Array, tags: Array, valid: Array
 ) -> tuple[Array, tuple]:
-    largest, total = _forward(allowed, block, scale * z, z, tags, tags)
+    largest, total = _forward(allowed, scale, z, tags, z, tags, valid)
     # The pair is kept, not its logsumexp: at low temperatures that has lost the sum's last digits.
-    return largest + jnp.log(total), (z, scale, tags, largest, total)
+    return largest + jnp.log(total), (z, scale, tags, valid, largest, total)
 
 
-def _self_backward(allowed: Allowed, block: int, residuals: tuple, cotangent: Array) -> tuple:
+def _self_backward(allowed: Allowed, residuals: tuple, cotangent: Array) -> tuple:
     """With p_ij = exp(s_ij - l_i): dz_i = scale sum_j (g_i p_ij + g_j p_ji) z_j."""
-    z, scale, tags, largest, total = residuals
-    gain = cotangent / total
-    lowest = jnp.min(largest)
+    z, scale, tags, valid, largest, total = residuals
+    # A padded row has no say: its exponentials vanish above an infinite maximum.
+    gain = jnp.where(valid, cotangent / total, 0)
+    lowest = jnp.min(jnp.where(valid, largest, jnp.inf))
+    spread = jnp.max(jnp.where(valid, largest, -jnp.inf)) - lowest
+    largest = jnp.where(valid, largest, jnp.inf)
 
-    def gather_rows(weigh: Callable, gain: Array) -> Array:
-        # A padded row's exponentials vanish above an infinite maximum.
-        tiled = (*_tiles((z, tags, gain), block), *_tiles((largest,), block, fill=jnp.inf))
-        key_tiles = (*tiled, _valid(z.shape[0], block))
+    def gather_rows(weigh: Callable, gain: Array) -> tuple[Array, Array]:
+        def sweep(number: Array, carry: tuple) -> tuple:
+            own, own_tags = _tile(z, number), tags[number]
+            rows, own_gain, own_largest = scale * own, gain[number], largest[number]
 
-        def sweep(row_tile: tuple) -> Array:
-            own, own_tags, own_gain, own_largest = row_tile
+            def add_tile(number: Array, gathered: Array) -> Array:
+                keys = _tile(z, number)
+                logits = _dot(rows, keys.T)
+                weights = weigh(logits, own_gain, own_largest, gain[number], largest[number])
+                counted = allowed(own_tags, tags[number]) & valid[number]
+                return gathered + _dot(jnp.where(counted, weights, 0), keys)
 
-            def add_tile(gathered: Array, tile: tuple) -> tuple[Array, None]:
-                y, tile_tags, tile_gain, tile_largest, valid = tile
-                logits = _dot(scale * own, y.T)
-                weights = weigh(logits, own_gain, own_largest, tile_gain, tile_largest)
-                weights = jnp.where(allowed(own_tags, tile_tags) & valid, weights, 0)
-                return gathered + _dot(weights, y), None
+            gathered = jax.lax.fori_loop(0, z.shape[1], add_tile, jnp.zeros_like(own))
+            slope, product = carry
+            return _put(slope, scale * gathered, number), product + jnp.sum(own * gathered)
 
-            return jax.lax.scan(add_tile, jnp.zeros_like(own), key_tiles)[0]
-
-        return _untile(jax.lax.map(sweep, tiled), z.shape[0])
+        start = jnp.zeros_like(z), jnp.zeros_like(scale)
+        return jax.lax.fori_loop(0, z.shape[1], sweep, start)
 
     def two_exponentials(s: Array, g: Array, m: Array, tile_g: Array, tile_m: Array) -> Array:
         return g[:, None] * jnp.exp(s - m[:, None]) + tile_g * jnp.exp(s - tile_m)
@@ -236,58 +277,146 @@ def _self_backward(allowed: Allowed, block: int, residuals: tuple, cotangent: Ar
         return jnp.exp(s - lowest) * (g[:, None] + tile_g)
 
     # Rows with maxima near one another, as at all but low temperatures, share one exponential.
-    gathered = jax.lax.cond(
-        jnp.max(largest) - lowest < NEAR,
+    slope, product = jax.lax.cond(
+        spread < NEAR,
         lambda: gather_rows(one_exponential, gain * jnp.exp(lowest - largest)),
         lambda: gather_rows(two_exponentials, gain),
     )
     # Each pair stands in the gathered rows once from either side.
-    return scale * gathered, jnp.sum(z * gathered) / 2, None
+    return slope, product / 2, None, None
 
 
 _self_blockwise.defvjp(_self_forward, _self_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _cross_blockwise(
-    allowed: Allowed, block: int, rows: Array, keys: Array, row_tags: Array, key_tags: Array
-) -> Float[Array, " r"]:
-    """``log sum_j exp(rows_i . keys_j)`` over the allowed j."""
-    return _cross_forward(allowed, block, rows, keys, row_tags, key_tags)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _pairs_blockwise(
+    allowed: Allowed, z: Array, scale: Array, tags: Array, valid: Array
+) -> Float[Array, ""]:
+    """``log sum_ij exp(scale z_i . z_j)`` over the pairs of a symmetric ``allowed``."""
+    rows = _self_blockwise(allowed, z, scale, tags, valid)
+    return jax.nn.logsumexp(jnp.where(valid, rows, -jnp.inf))
 
 
-def _cross_forward(
-    allowed: Allowed, block: int, rows: Array, keys: Array, row_tags: Array, key_tags: Array
+def _pairs_forward(
+    allowed: Allowed, z: Array, scale: Array, tags: Array, valid: Array
 ) -> tuple[Array, tuple]:
-    largest, total = _forward(allowed, block, rows, keys, row_tags, key_tags)
-    return largest + jnp.log(total), (rows, keys, row_tags, key_tags, largest, total)
+    """With p_ij = exp(s_ij - l): the value l, and sum_j p_ij z_j of each row i."""
+
+    def sweep(gathered: Array, number: Array) -> tuple[Array, tuple]:
+        own, own_tags = scale * _tile(z, number), tags[number]
+
+        def add_tile(number: Array, carry: tuple) -> tuple:
+            largest, total, sums = carry
+            keys = _tile(z, number)
+            counted = allowed(own_tags, tags[number]) & valid[number]
+            logits = jnp.where(counted, _dot(own, keys.T), -jnp.inf)
+            new = jnp.maximum(largest, jnp.max(logits, axis=1))
+            weights, shrink = jnp.exp(logits - new[:, None]), jnp.exp(largest - new)
+            total = shrink * total + jnp.sum(weights, axis=1)
+            return new, total, shrink[:, None] * sums + _dot(weights, keys)
+
+        lowest = jnp.full_like(own[:, 0], jnp.finfo(own.dtype).min)
+        start = lowest, jnp.zeros_like(own[:, 0]), jnp.zeros_like(own)
+        largest, total, sums = jax.lax.fori_loop(0, z.shape[1], add_tile, start)
+        return _put(gathered, sums, number), (largest, total)
+
+    steps = jnp.arange(z.shape[1])
+    gathered, (largest, total) = jax.lax.scan(sweep, jnp.zeros_like(z), steps)
+    # Not by way of the rows' logsumexps, which at low temperatures lose the sums' last digits.
+    largest = jnp.where(valid, largest, -jnp.inf)
+    top = jnp.max(largest)
+    share = jnp.exp(largest - top)
+    mass = jnp.sum(share * total)
+    gathered = (share / mass).T[:, :, None] * gathered
+    return top + jnp.log(mass), (scale, gathered, jnp.sum(z * gathered))
 
 
-def _cross_backward(allowed: Allowed, block: int, residuals: tuple, cotangent: Array) -> tuple:
+def _pairs_backward(allowed: Allowed, residuals: tuple, cotangent: Array) -> tuple:
+    """dl/dz_i = 2 scale sum_j p_ij z_j, for the row is an anchor and a key."""
+    scale, gathered, product = residuals
+    return 2 * scale * cotangent * gathered, cotangent * product, None, None
+
+
+_pairs_blockwise.defvjp(_pairs_forward, _pairs_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_blockwise(
+    allowed: Allowed, rows: Array, row_tags: Array, keys: Array, key_tags: Array, valid: Array
+) -> Float[Array, "tiles size"]:
+    """``log sum_j exp(rows_i . keys_j)`` over the allowed j."""
+    return _cross_forward(allowed, rows, row_tags, keys, key_tags, valid)[0]
+
+
+def _cross_forward(allowed: Allowed, *tiles: Array) -> tuple[Array, tuple]:
+    largest, total = _forward(allowed, jnp.ones((), tiles[0].dtype), *tiles)
+    return largest + jnp.log(total), (*tiles, largest, total)
+
+
+def _cross_backward(allowed: Allowed, residuals: tuple, cotangent: Array) -> tuple:
     """With p_ij = g_i exp(s_ij - l_i): drows = p keys, dkeys = p' rows."""
-    rows, keys, row_tags, key_tags, largest, total = residuals
-    row_tiles = (
-        *_tiles((rows, row_tags, cotangent / total), block),
-        *_tiles((largest,), block, fill=jnp.inf),
-    )
-    key_tiles = (*_tiles((keys, key_tags), block), _valid(keys.shape[0], block))
+    rows, row_tags, keys, key_tags, valid, largest, total = residuals
+    # A padded row, the only one without a cotangent, may have met no key.
+    gain = jnp.where(cotangent == 0, 0, cotangent / total)
 
-    def sweep(key_gradient: Array, row_tile: tuple) -> tuple[Array, Array]:
-        x, tags, gain, highest = row_tile
+    def sweep(number: Array, slopes: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, tags = _tile(rows, number), row_tags[number]
+        row_gain, highest = gain[number][:, None], largest[number][:, None]
 
-        def add_tile(row_gradient: Array, tile: tuple) -> tuple[Array, Array]:
-            y, tile_tags, valid, gradient = tile
-            weights = gain[:, None] * jnp.exp(_dot(x, y.T) - highest[:, None])
-            weights = jnp.where(allowed(tags, tile_tags) & valid, weights, 0)
-            return row_gradient + _dot(weights, y), gradient + _dot(weights.T, x)
+        def add_tile(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            gathered, key_slope = carry
+            y = _tile(keys, number)
+            counted = allowed(tags, key_tags[number]) & valid[number]
+            weights = jnp.where(counted, row_gain * jnp.exp(_dot(x, y.T) - highest), 0)
+            tile_slope = _tile(key_slope, number) + _dot(weights.T, x)
+            return gathered + _dot(weights, y), _put(key_slope, tile_slope, number)
 
-        tiles = (*key_tiles, key_gradient)
-        row_gradient, key_gradient = jax.lax.scan(add_tile, jnp.zeros_like(x), tiles)
-        return key_gradient, row_gradient
+        start = jnp.zeros_like(x), slopes[1]
+        gathered, key_slope = jax.lax.fori_loop(0, keys.shape[1], add_tile, start)
+        return _put(slopes[0], gathered, number), key_slope
 
-    key_gradient, row_gradient = jax.lax.scan(sweep, jnp.zeros_like(key_tiles[0]), row_tiles)
-    gradients = _untile(row_gradient, rows.shape[0]), _untile(key_gradient, keys.shape[0])
-    return *gradients, None, None
+    start = jnp.zeros_like(rows), jnp.zeros_like(keys)
+    row_slope, key_slope = jax.lax.fori_loop(0, rows.shape[1], sweep, start)
+    return row_slope, None, key_slope, None, None
 
 
 _cross_blockwise.defvjp(_cross_forward, _cross_backward)
+
+
+@jax.custom_vjp
+def _same_class_blockwise(
+    row_tags: Array, row_valid: Array, keys: Array, key_tags: Array, valid: Array
+) -> tuple[Float[Array, "size tiles d"], Float[Array, "tiles size"]]:
+    """Sum and number of the keys of each row's class."""
+    count, size, _ = row_tags.shape
+
+    def sweep(sums: Array, number: Array) -> tuple[Array, Array]:
+        tags = row_tags[number]
+
+        def add_tile(number: Array, carry: tuple) -> tuple:
+            counted = same_class(tags, key_tags[number]) & valid[number]
+            mask = counted.astype(keys.dtype)
+            return carry[0] + _dot(mask, _tile(keys, number)), carry[1] + jnp.sum(mask, axis=1)
+
+        start = jnp.zeros_like(sums[:, 0]), varying_like(jnp.zeros(size, keys.dtype), keys)
+        tile_sums, counts = jax.lax.fori_loop(0, keys.shape[1], add_tile, start)
+        return _put(sums, tile_sums, number), counts
+
+    start = varying_like(jnp.zeros((size, count, keys.shape[2]), keys.dtype), keys)
+    return jax.lax.scan(sweep, start, jnp.arange(count))
+
+
+def _same_class_forward(*tiles: Array) -> tuple[tuple[Array, Array], tuple]:
+    row_tags, row_valid, _, key_tags, valid = tiles
+    return _same_class_blockwise(*tiles), (row_tags, row_valid, key_tags, valid)
+
+
+def _same_class_backward(residuals: tuple, cotangents: tuple[Array, Array]) -> tuple:
+    """The relation is symmetric: a key gathers from the rows of its class."""
+    row_tags, row_valid, key_tags, valid = residuals
+    slope, _ = _same_class_blockwise(key_tags, valid, cotangents[0], row_tags, row_valid)
+    return None, None, slope, None, None
+
+
+_same_class_blockwise.defvjp(_same_class_forward, _same_class_backward)

@@ -80,7 +80,8 @@ def nt_xent(
     check_features(z1=z1, z2=z2)
     check_positive(temperature=temperature)
     check_negatives(z1.shape[0], axis_name)
-    z = interleave(normalize(z1), normalize(z2))
+    z1, z2 = normalize(z1), normalize(z2)
+    z = interleave(z1, z2)
     scale = inverse(temperature, z)
     images = jnp.repeat(row_numbers(z1.shape[0], axis_name), 2)[:, None]
     negative = self_logsumexp(
@@ -91,7 +92,7 @@ def nt_xent(
         axis_name=axis_name,
         block_size=block_size,
     )
-    positive = jnp.repeat(scale * cosine(z1, z2), 2)
+    positive = jnp.repeat(scale * jnp.sum(z1 * z2, axis=1), 2)
     # log(1 + exp(x)), not the difference of two large numbers: it keeps its digits at any
     # temperature.
     return mean_over_shards(jnp.mean(jax.nn.softplus(negative - positive)), axis_name)
@@ -130,7 +131,8 @@ def decoupled_nt_xent(
     check_features(z1=z1, z2=z2)
     check_positive(temperature=temperature)
     check_negatives(z1.shape[0], axis_name)
-    z = interleave(normalize(z1), normalize(z2))
+    z1, z2 = normalize(z1), normalize(z2)
+    z = interleave(z1, z2)
     spread = self_logsumexp(
         z,
         row_numbers(z.shape[0], axis_name)[:, None],
@@ -139,7 +141,7 @@ def decoupled_nt_xent(
         axis_name=axis_name,
         block_size=block_size,
     )
-    loss = jnp.asarray(weight, z.dtype) * jnp.mean(spread) - jnp.mean(cosine(z1, z2))
+    loss = jnp.asarray(weight, z.dtype) * jnp.mean(spread) - jnp.mean(jnp.sum(z1 * z2, axis=1))
     return mean_over_shards(loss, axis_name)
 
 

@@ -19,7 +19,12 @@ from jaxssl.losses.arrays import (
     inverse,
     normalize,
 )
-from jaxssl.losses.blockwise import cross_logsumexp, other_group, self_logsumexp
+from jaxssl.losses.blockwise import (
+    cross_logsumexp,
+    other_group,
+    pair_logsumexp,
+    self_logsumexp,
+)
 from jaxssl.losses.collectives import (
     AxisName,
     axis_size,
@@ -99,16 +104,10 @@ def dense_info_nce(
     check_choice("negatives", negatives, NEGATIVES)
     check_choice("plan", plan, PLANS)
     check_negatives(h1.shape[0], axis_name)
-    if (match1 is None) != (match2 is None):
-        raise ValueError("match1 and match2 go together: give both or neither.")
-    if match1 is not None and match2 is not None:
-        _check_maps(match1=match1, match2=match2)
-        check_matching(match1=match1[..., 0], h1=h1[..., 0])
+    first, second = _maps_to_match(h1, h2, match1, match2)
     h1, h2 = normalize(h1), normalize(h2)
     scale = inverse(temperature, h1)
     other1, other2 = _other_images(h1, h2, scale, negatives, axis_name, block_size)
-    first = h1 if match1 is None else match1
-    second = h2 if match2 is None else match2
 
     def direction(own: Array, other: Array, spread: Array, map1: Array, map2: Array) -> Array:
         weights = _matches(map1, map2, matching, plan, plan_epsilon, plan_iterations)
@@ -179,8 +178,8 @@ def dense_uniformity(
     z, images = _cells(normalize(h1), normalize(h2), axis_name)
     slope = 2 * jnp.asarray(t, z.dtype)
 
-    def rows(z: Float[Array, "n d"], tags: Int[Array, "n t"]) -> Float[Array, " n"]:
-        return self_logsumexp(
+    def pairs_of(z: Float[Array, "n d"], tags: Int[Array, "n t"]) -> Float[Array, ""]:
+        return pair_logsumexp(
             z,
             tags,
             scale=slope,
@@ -192,16 +191,15 @@ def dense_uniformity(
     views = 2 * batch * axis_size(axis_name)
     others = views - 2
     if pairs == "all_cells":
-        potential = rows(z, images)
+        potential = pairs_of(z, images)
         number = views * others * cells**2
     else:
         # One cell index at a time: [2B, P, D] rows run over images and views within each.
         by_cell = jnp.swapaxes(z.reshape(2 * batch, cells, -1), 0, 1)
-        potential = jax.vmap(rows, in_axes=(0, None))(by_cell, images[::cells])
+        potential = jax.vmap(pairs_of, in_axes=(0, None))(by_cell, images[::cells])
+        potential = jax.nn.logsumexp(potential)
         number = views * others * cells
-        potential = potential.T.reshape(-1)
-    total = jax.nn.logsumexp(gather(potential, axis_name)) - slope
-    return mean_over_shards(total - jnp.log(number), axis_name)
+    return mean_over_shards(potential - slope - jnp.log(number), axis_name)
 
 
 def cosine_match(map1: Float[Array, "b p e"], map2: Float[Array, "b p e"]) -> Int[Array, "b p"]:
@@ -230,6 +228,22 @@ def _check_maps(**maps: Float[Array, "b p d"]) -> None:
     check_rank(3, "[B, P, D]", **maps)
     check_floating(**maps)
     check_matching(**maps)
+
+
+def _maps_to_match(
+    h1: Float[Array, "b p d"],
+    h2: Float[Array, "b p d"],
+    match1: Float[Array, "b p e"] | None,
+    match2: Float[Array, "b p e"] | None,
+) -> tuple[Float[Array, "b p e"], Float[Array, "b p e"]]:
+    """The maps whose cells are matched: those given, or the embeddings themselves."""
+    if match1 is None and match2 is None:
+        return h1, h2
+    if match1 is None or match2 is None:
+        raise ValueError("match1 and match2 go together: give both or neither.")
+    _check_maps(match1=match1, match2=match2)
+    check_matching(match1=match1[..., 0], h1=h1[..., 0])
+    return match1, match2
 
 
 def _within_images(x: Float[Array, "b p d"], y: Float[Array, "b q d"]) -> Float[Array, "b p q"]:

@@ -162,21 +162,32 @@ def generalized_contrastive(
         (2 if halve_alignment else 1) * (z.shape[1] if divide_by_dimension else 1)
     )
     if distribution == "logsumexp":
-        if not self_term:
-            check_negatives(z1.shape[0], axis_name)
-        spread = self_logsumexp(
-            z,
-            row_numbers(z.shape[0], axis_name)[:, None],
-            scale=inverse(temperature, z),
-            allowed=everything if self_term else other_group,
-            axis_name=axis_name,
-            block_size=block_size,
-        )
-        distance = jnp.mean(spread) - math.log(z.shape[1])
+        distance = _logsumexp_distance(z, temperature, self_term, axis_name, block_size)
     else:
         distance = sliced_wasserstein(z, key=key, prior=distribution, axis_name=axis_name)
     loss = mean_over_shards(alignment + jnp.asarray(weight, z.dtype) * distance, axis_name)
     return jnp.asarray(scale, z.dtype) * loss
+
+
+def _logsumexp_distance(
+    z: Float[Array, "n d"],
+    temperature: ScalarLike,
+    self_term: bool,
+    axis_name: AxisName,
+    block_size: int | None,
+) -> Float[Array, ""]:
+    """Mean over this shard's rows of ``log sum_j exp(z_i . z_j / temperature) - log D``."""
+    if not self_term:
+        check_negatives(z.shape[0] // 2, axis_name)
+    spread = self_logsumexp(
+        z,
+        row_numbers(z.shape[0], axis_name)[:, None],
+        scale=inverse(temperature, z),
+        allowed=everything if self_term else other_group,
+        axis_name=axis_name,
+        block_size=block_size,
+    )
+    return jnp.mean(spread) - math.log(z.shape[1])
 
 
 def orthonormal_directions(

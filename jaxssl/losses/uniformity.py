@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
 from jaxssl.losses.arrays import check_features, check_positive, normalize
-from jaxssl.losses.blockwise import cross_logsumexp, everything, other_group, self_logsumexp
+from jaxssl.losses.blockwise import cross_logsumexp, everything, other_group, pair_logsumexp
 from jaxssl.losses.collectives import (
     AxisName,
     axis_size,
@@ -215,7 +215,7 @@ def _within(
 ) -> tuple[Float[Array, ""], int]:
     """Log of the summed potential of the pairs i < j of the global batch, and their number."""
     slope = 2 * jnp.asarray(t, z.dtype)
-    rows = self_logsumexp(
+    potential = pair_logsumexp(
         z,
         row_numbers(z.shape[0], axis_name)[:, None],
         scale=slope,
@@ -225,5 +225,4 @@ def _within(
     )
     batch = z.shape[0] * axis_size(axis_name)
     # Every pair was met twice; |x - y|^2 = 2 - 2 x.y.
-    potential = jax.nn.logsumexp(gather(rows, axis_name)) - slope - jnp.log(2)
-    return potential, batch * (batch - 1) // 2
+    return potential - slope - jnp.log(2), batch * (batch - 1) // 2

@@ -20,7 +20,7 @@ def uniformity(
     Args:
       f: features, n >= 2, L2-normalised here; a zero row stays zero.
       t: sharpness of the potential, > 0.
-      block_size: rows compared with all others at a time; memory is block_size * n floats.
+      block_size: side of the tiles in which pairs are compared; memory is its square in floats.
 
     Returns:
       scalar in [0, 4 t]; at least float32. It depends on n in no other way than by noise.
@@ -43,16 +43,21 @@ def _uniformity(
     n = f.shape[0]
     norm = jnp.linalg.norm(f, axis=1, keepdims=True)
     f = f / jnp.maximum(norm, jnp.finfo(f.dtype).tiny)
-    square = jnp.sum(f**2, axis=1)  # 1, or 0 for a zero row
-    short = -n % block_size
-    rows = jnp.pad(jnp.arange(n), (0, short), constant_values=n).reshape(-1, block_size)
+    count = -(-n // block_size)
+    f = jnp.pad(f, ((0, count * block_size - n), (0, 0))).reshape(count, block_size, -1)
+    square = jnp.sum(f**2, axis=2)  # 1, or 0 for a zero row
+    number = jnp.arange(count * block_size).reshape(count, block_size)
 
-    def row_means(row: Array) -> Array:
-        here = jnp.minimum(row, n - 1)
-        # Accelerators otherwise round the inputs of a product to fewer bits.
-        cosine = jnp.matmul(f[here], f.T, precision=jax.lax.Precision.HIGHEST)
-        distance = jnp.maximum(square[here, None] + square - 2 * cosine, 0)
-        pair = (row[:, None] != jnp.arange(n)) & (row[:, None] < n)
-        return jnp.sum(jnp.where(pair, jnp.exp(-t * distance), 0), axis=1) / (n - 1)
+    def tiles_of_rows(i: Array) -> Array:
+        def add_tile(j: Array, total: Array) -> Array:
+            # Accelerators otherwise round the inputs of a product to fewer bits.
+            cosine = jnp.matmul(f[i], f[j].T, precision=jax.lax.Precision.HIGHEST)
+            distance = jnp.maximum(square[i][:, None] + square[j] - 2 * cosine, 0)
+            pair = (number[i][:, None] < number[j]) & (number[j] < n)
+            return total + jnp.sum(jnp.where(pair, jnp.exp(-t * distance), 0), axis=1)
 
-    return -jnp.log(jax.lax.map(row_means, rows).sum() / n)
+        # Each unordered pair once: the tiles before the diagonal hold the same pairs again.
+        return jax.lax.fori_loop(i, count, add_tile, jnp.zeros(block_size, f.dtype))
+
+    sums = jax.lax.map(tiles_of_rows, jnp.arange(count))
+    return -jnp.log(jnp.sum(sums / (n - 1)) * (2 / n))

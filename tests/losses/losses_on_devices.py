@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from quick_compilation import quick
 
 from jaxssl import losses
 
@@ -219,17 +220,7 @@ def under_pmap(chosen, count):
     def local(parameters, batch):
         return averaged(value_and_gradients(chosen, "data")(parameters, batch))
 
-    mapped = jax.pmap(local, "data", in_axes=(None, 0), devices=jax.devices()[:count])
-
-    def run(parameters, batch):
-        shards = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
-        out = mapped(parameters, shards)
-        for shard in range(count):
-            for value, _ in out.values():
-                np.testing.assert_array_equal(value[shard], value[0])
-        return jax.tree.map(lambda x: x[0], out)
-
-    return run
+    return jax.pmap(local, "data", in_axes=(None, 0), devices=jax.devices()[:count])
 
 
 FORMS = {
@@ -239,3 +230,30 @@ FORMS = {
     "shard_map_unchecked": partial(under_shard_map, check_vma=False),
     "outside_shard_map": outside_shard_map,
 }
+
+
+def inputs(form, count, dtype):
+    """Parameters and batch, the latter as that form takes it."""
+    batch = make_batch(dtype)
+    if form == "pmap":
+        batch = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+    return make_parameters(dtype), batch
+
+
+def compiled(form, count, chosen, dtype="float32"):
+    """The losses of ``chosen`` with their gradients, in one program; on one device without form."""
+    if form is None:
+        program = jax.jit(value_and_gradients(chosen, None))
+    else:
+        program = FORMS[form](chosen, count)
+    return program.lower(*inputs(form, count, dtype)).compile(compiler_options=quick())
+
+
+def run(form, count, chosen, dtype):
+    """name -> (value, gradient); what is said to be the same on each device is."""
+    out = compiled(form, count, chosen, dtype)(*inputs(form, count, dtype))
+    if form != "pmap":
+        return out
+    for value, _ in out.values():
+        np.testing.assert_array_equal(value, np.broadcast_to(value[0], value.shape))
+    return jax.tree.map(lambda x: x[0], out)

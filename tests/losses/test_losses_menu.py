@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from losses_menu import CASES
+from quick_compilation import quick_jit
 from support import tree_distance
 
 from jaxssl import losses
@@ -18,15 +19,15 @@ NO_GRADIENT = {"teacher_temperature", "momentum"}
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
+def with_gradients(case):
+    """Value, and gradients to arrays and scalars."""
+    return jax.value_and_grad(case.__call__, argnums=(0, 1))
+
+
 @functools.cache
 def compiled(case):
-    """Traced scalars; compiled once for each precision."""
-    return jax.jit(case.__call__)
-
-
-@functools.cache
-def compiled_slopes(case):
-    return jax.jit(jax.value_and_grad(case.__call__))
+    """Everything traced; compiled once for each precision."""
+    return quick_jit(with_gradients(case))
 
 
 def traced(case, dtype):
@@ -36,10 +37,11 @@ def traced(case, dtype):
 @each_case
 def test_traced_scalars_equal_known_ones(case):
     arrays = case.arrays(jnp.float32)
-    known = jax.jit(lambda arrays: case(arrays, case.scalars))(arrays)
+    known = quick_jit(lambda arrays: case(arrays, case.scalars))(arrays)
     assert known.shape == ()
     assert known.dtype == jnp.float32
-    np.testing.assert_allclose(compiled(case)(arrays, traced(case, jnp.float32)), known, rtol=2e-6)
+    value, _ = compiled(case)(arrays, traced(case, jnp.float32))
+    np.testing.assert_allclose(value, known, rtol=2e-6)
 
 
 @each_case
@@ -48,10 +50,10 @@ def test_gradient_is_the_finite_difference(case):
         arrays = case.arrays(jnp.float64)
         scalars = traced(case, jnp.float64)
         loss = compiled(case)
-        assert loss(arrays, scalars).dtype == jnp.float64
+        value, slopes = loss(arrays, scalars)
+        assert value.dtype == jnp.float64
         if not case.live:
             return
-        slopes = jax.jit(jax.grad(case.__call__, argnums=(0, 1)))(arrays, scalars)
         rng = np.random.default_rng(1)
         for place, inputs in enumerate((arrays, scalars)):
             for name, value in inputs.items():
@@ -63,7 +65,7 @@ def test_gradient_is_the_finite_difference(case):
                 for sign in (1, -1):
                     moved = [arrays, scalars]
                     moved[place] = {**inputs, name: value + sign * step * direction}
-                    ends.append(float(loss(*moved)))
+                    ends.append(float(loss(*moved)[0]))
                 slope = (ends[0] - ends[1]) / (2 * step)
                 assert abs(slope) > 1e-6, f"{name} does nothing"
                 ours = float(jnp.sum(slopes[place][name] * direction))
@@ -73,7 +75,7 @@ def test_gradient_is_the_finite_difference(case):
 @each_case
 def test_constants_have_exactly_no_gradient(case):
     arrays = case.arrays(jnp.float32)
-    _, slopes = compiled_slopes(case)(arrays, traced(case, jnp.float32))
+    _, (slopes, _) = compiled(case)(arrays, traced(case, jnp.float32))
     for name, slope in slopes.items():
         assert np.any(np.asarray(slope)) == (name in case.live), name
 
@@ -85,23 +87,23 @@ def test_vmap_equals_a_loop(case):
     factors = jnp.array([0.8, 1.0, 1.3])
     scalars = {name: value * factors for name, value in case.scalars.items()}
 
-    one = compiled_slopes(case)
-    together = jax.jit(jax.vmap(one))(stacked, scalars)
+    one = compiled(case)
+    together = quick_jit(jax.vmap(with_gradients(case)))(stacked, scalars)
     for member, arrays in enumerate(members):
         alone = one(arrays, {name: value[member] for name, value in scalars.items()})
         ours = jax.tree.map(lambda x, member=member: x[member], together)
         np.testing.assert_allclose(ours[0], alone[0], rtol=2e-6)
         if case.live:
-            assert tree_distance(ours[1], alone[1]) < 3e-6
+            assert tree_distance(ours[1][0], alone[1][0]) < 3e-6
 
 
 @each_case
 def test_bfloat16_is_promoted_before_anything_else(case):
     half, scalars = case.arrays(jnp.bfloat16), traced(case, jnp.float32)
-    value = compiled(case)(half, scalars)
+    value = quick_jit(case.__call__)(half, scalars)
     assert value.dtype == jnp.float32
     whole = jax.tree.map(lambda x: x.astype(jnp.float32), half)
-    np.testing.assert_allclose(value, compiled(case)(whole, scalars), rtol=1e-6)
+    np.testing.assert_allclose(value, compiled(case)(whole, scalars)[0], rtol=1e-6)
 
 
 @each_case
