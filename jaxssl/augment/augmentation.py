@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
+from jaxssl.augment.ops import HUE_SPACES, HueSpace
 from jaxssl.augment.resample import FILTERS, Filter
 from jaxssl.errors import UserError
 
@@ -26,6 +27,7 @@ class Augmentation:
     contrast: float = 0.0  # likewise
     saturation: float = 0.0  # likewise
     hue: float = 0.0  # shift uniform in [-x, x], fraction of the circle, at most 1/2
+    hue_space: HueSpace = "hsv"  # the circle is HSV's, or the one of YIQ: cheaper, other colours
     grayscale_p: float = 0.0  # luma in all three channels
     blur_p: float = 0.0  # Gaussian blur
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels of the view
@@ -48,6 +50,7 @@ class Augmentation:
             ("crop_ratio", 0 < self.crop_ratio[0] <= self.crop_ratio[1], "positive and in order"),
             ("crop_filter", self.crop_filter in FILTERS, f"one of {', '.join(FILTERS)}"),
             ("hue", 0 <= self.hue <= 0.5, "from 0 to 1/2"),
+            ("hue_space", self.hue_space in HUE_SPACES, f"one of {', '.join(HUE_SPACES)}"),
             ("blur_kernel_size", self.blur_kernel_size % 2 == 1, "odd"),
         ]
         for name, holds, rule in rules:
@@ -128,6 +131,33 @@ def byol(size: int) -> tuple[Augmentation, ...]:
     )
 
 
+def swav_multi_crop(size: int) -> tuple[Augmentation, ...]:
+    """SwAV's multi-crop (arXiv:2006.09882) on ImageNet: two views of ``size`` and six of 3/7 of it.
+
+    224 and 96 pixels in the paper; SimCLR's colours, the small crops of area .05 to .14.
+    """
+    large = dataclasses.replace(simclr_imagenet(size)[0], crop_scale=(0.14, 1.0))
+    small = dataclasses.replace(simclr_imagenet(round(size * 96 / 224))[0], crop_scale=(0.05, 0.14))
+    return (large,) * 2 + (small,) * 6
+
+
+def dino_multi_crop(size: int) -> tuple[Augmentation, ...]:
+    """DINO's multi-crop (arXiv:2104.14294): BYOL's two views, from area .4, and eight small ones.
+
+    224 and 96 pixels in the paper; the small crops of area .05 to .4, blurred half the time.
+    """
+    first, second = (dataclasses.replace(view, crop_scale=(0.4, 1.0)) for view in byol(size))
+    side = round(size * 96 / 224)
+    small = dataclasses.replace(
+        first,
+        size=side,
+        crop_scale=(0.05, 0.4),
+        blur_p=0.5,
+        blur_kernel_size=min(first.blur_kernel_size, 2 * side - 1),  # what a border can mirror
+    )
+    return (first, second) + (small,) * 8
+
+
 def crop_flip(size: int) -> tuple[Augmentation, ...]:
     """One view, cropped and mirrored: what a linear probe is trained on."""
     return (Augmentation(size=size, crop_scale=(0.08, 1.0)),)
@@ -139,5 +169,7 @@ PRESETS: dict[str, Callable[[int], tuple[Augmentation, ...]]] = {
     "moco_v2": moco_v2,
     "moco_cifar": moco_cifar,
     "byol": byol,
+    "swav_multi_crop": swav_multi_crop,
+    "dino_multi_crop": dino_multi_crop,
     "crop_flip": crop_flip,
 }

@@ -170,7 +170,8 @@ def apply_view(
     if a.flip_p > 0:
         image = ops.flip(image, drawn.flipped)
     if a.jitter_p > 0:
-        image = jnp.where(drawn.jittered, ops.color_jitter(image, drawn.jitter), image)
+        jittered = ops.color_jitter(image, drawn.jitter, a.hue_space)
+        image = jnp.where(drawn.jittered, jittered, image)
     if a.grayscale_p > 0:
         image = jnp.where(drawn.grayscaled, ops.grayscale(image), image)
     if a.blur_p > 0:

@@ -1,4 +1,5 @@
 import colorsys
+import dataclasses
 import itertools
 
 import jax
@@ -7,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage, stats
+from sklearn.datasets import load_sample_images
 from support import unchecked
 
 from jaxssl.augment import ops
+from jaxssl.augment.augmentation import simclr_cifar
+from jaxssl.errors import UserError
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -100,6 +104,67 @@ def test_a_third_of_the_hue_circle_permutes_the_channels(image):
     np.testing.assert_allclose(
         ops.adjust_hue(image, 1 / 3), np.asarray(image)[..., [2, 0, 1]], atol=1e-6
     )
+
+
+# --- hue in YIQ
+
+YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+
+
+def hue_yiq(image, shift):
+    """(I, Q) as a complex number, turned."""
+    y, i, q = np.moveaxis(image @ YIQ.T, -1, 0)
+    turned = (i + 1j * q) * np.exp(-2j * np.pi * shift)
+    yiq = np.stack([y, turned.real, turned.imag], axis=-1)
+    return np.clip(np.linalg.solve(YIQ, yiq[..., None])[..., 0], 0, 1)
+
+
+@pytest.mark.parametrize("shift", [-0.4, -0.1, 0.0, 0.07, 0.5])
+def test_hue_in_yiq_against_float64(image, shift):
+    seen = ops.adjust_hue_yiq(image, jnp.float32(shift))
+    np.testing.assert_allclose(seen, hue_yiq(np.float64(image), np.float32(shift)), atol=2e-6)
+    assert np.abs(seen - image).max() > 0.1 or shift == 0.0
+
+
+def test_hue_in_yiq_turns_as_in_hsv_and_keeps_gray_and_luma():
+    primaries = 0.4 + 0.1 * jnp.eye(3)[None]
+    for turn in (ops.adjust_hue, ops.adjust_hue_yiq):  # red to green to blue to red
+        assert np.argmax(turn(primaries, 1 / 3)[0], axis=-1).tolist() == [1, 2, 0]
+    seen = ops.adjust_hue_yiq(primaries, 0.2)  # nothing is clipped
+    np.testing.assert_allclose(ops.luma(seen), ops.luma(primaries), atol=1e-6)
+    gray = jnp.broadcast_to(jnp.linspace(0, 1, 5)[:, None, None], (5, 1, 3))
+    np.testing.assert_allclose(ops.adjust_hue_yiq(gray, 0.3), gray, atol=1e-6)
+
+
+def test_how_far_hue_in_yiq_is_from_hue_in_hsv_on_photographs():
+    """The figures of its docstring."""
+    means = []
+    for photograph in load_sample_images().images:
+        image = unit(photograph[::4, ::4])
+        for shift in (-0.1, 0.1):
+            hsv, yiq = ops.adjust_hue(image, shift), ops.adjust_hue_yiq(image, shift)
+            differences = (hsv - yiq, hsv - image, yiq - image)
+            means.append([float(jnp.abs(difference).mean()) for difference in differences])
+    np.testing.assert_allclose(np.mean(means, axis=0), [0.046, 0.039, 0.055], atol=1e-3)
+
+
+def test_colour_jitter_turns_the_hue_in_the_space_that_is_asked_for(image):
+    jitter = jitter_of((2, 3, 0, 1))
+    seen = ops.color_jitter(image, jitter, "yiq")
+    expected = np.float64(image)
+    for reference, amount in ((saturation, 1.7), (hue_yiq, 0.15), (brightness, 1.4)):
+        expected = reference(expected, amount)
+    np.testing.assert_allclose(seen, contrast(expected, 0.6), atol=5e-6)
+    assert np.abs(seen - ops.color_jitter(image, jitter)).max() > 0.1
+
+
+def test_a_recipe_names_its_hue_space():
+    recipe = simclr_cifar(8)[0]
+    assert recipe.hue_space == "hsv"
+    recipe = dataclasses.replace(recipe, hue_space="yiq")
+    object.__setattr__(recipe, "hue_space", "hsl")  # the type check of the tests would be first
+    with pytest.raises(UserError, match="hue_space='hsl' cannot be: it must be one of hsv, yiq"):
+        recipe.__post_init__()
 
 
 def test_grayscale_is_pillows_luma_in_three_channels(photo):
@@ -245,7 +310,7 @@ def test_random_operations_are_a_draw_and_an_operation(image):
     "operation",
     [
         lambda image: unchecked(ops.grayscale)(image),
-        *(lambda image, f=f: unchecked(f)(image, 1.0) for f in ADJUST),
+        *(lambda image, f=f: unchecked(f)(image, 1.0) for f in (*ADJUST, ops.adjust_hue_yiq)),
         lambda image: unchecked(ops.color_jitter)(image, jitter_of((0, 1, 2, 3))),
     ],
 )

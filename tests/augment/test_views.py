@@ -310,10 +310,28 @@ def test_presets_are_as_published():
     assert (first.solarize_p, second.solarize_p) == (0.0, 0.2)
 
 
+def test_multi_crop_is_two_large_views_and_many_small_ones(batch):
+    for name, number, large, small in (
+        ("swav_multi_crop", 6, (0.14, 1.0), (0.05, 0.14)),
+        ("dino_multi_crop", 8, (0.4, 1.0), (0.05, 0.4)),
+    ):
+        recipes = PRESETS[name](224)
+        assert [view.size for view in recipes] == [224] * 2 + [96] * number
+        assert [view.crop_scale for view in recipes] == [large] * 2 + [small] * number
+    made = make(batch, *(dataclasses.replace(view, jitter_p=0.0) for view in PRESETS[name](14)))
+    assert [image.shape[1] for image in made.images] == [14] * 2 + [6] * 8
+    areas = [np.prod(box[:, 2:] - box[:, :2], axis=1) / SIDE**2 for box in np.array(made.boxes)]
+    assert np.max(areas[2:]) < 0.45
+    assert np.min(areas[:2]) > 0.35
+    assert len({box.tobytes() for box in np.array(made.boxes)}) == 10
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_makes_views(batch, name):
     made = jax.eval_shape(lambda batch: make(batch, *PRESETS[name](16)), batch)
-    assert {image.shape for image in made.images} == {(N, 16, 16, 3)}
+    assert [image.shape for image in made.images] == [
+        (N, view.size, view.size, 3) for view in PRESETS[name](16)
+    ]
 
 
 def test_views_are_within_range(batch):
