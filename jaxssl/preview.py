@@ -294,6 +294,8 @@ def _with(config: ConfigDict, **groups: Mapping[str, Any]) -> ConfigDict:
 
 def policy_words(config: ConfigDict) -> str:
     """The policy of a config and the numbers that it reads."""
+    if config.corruption.order == "no_aug":
+        return "no augmentation"
     numbers = [f"{name} {config.hyper[name]:g}" for name in policy_hyper(config)]
     return config.views.policy + (f" ({', '.join(numbers)})" if numbers else "")
 
