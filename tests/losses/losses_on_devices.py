@@ -251,7 +251,11 @@ def compiled(form, count, chosen, dtype="float32"):
 
 def run(form, count, chosen, dtype):
     """name -> (value, gradient); what is said to be the same on each device is."""
-    out = compiled(form, count, chosen, dtype)(*inputs(form, count, dtype))
+    # To the host before anything else: an operation on a result that is not ready may take the
+    # thread that one of the devices needs to come to its collective.
+    out = jax.tree.map(
+        np.asarray, compiled(form, count, chosen, dtype)(*inputs(form, count, dtype))
+    )
     if form != "pmap":
         return out
     for value, _ in out.values():
