@@ -57,7 +57,8 @@ def make_monitor(
         )
     to_embed = embedder(blueprint.graph, config, mesh)
     # Traced once before training, so that a wrong layer is refused now and not after an epoch.
-    jax.eval_shape(to_embed(blueprint.abstract(mesh)), bank.gather(np.zeros(1, np.int64)))
+    rows = np.zeros(config.batch_size, np.int64)  # as many as the mesh divides
+    jax.eval_shape(to_embed(blueprint.abstract(mesh)), bank.gather(rows))
 
     def monitor(state: TrainState) -> dict[str, float]:
         embed = to_embed(state)
