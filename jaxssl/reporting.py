@@ -1,10 +1,13 @@
 """What a run tells the world while it works: metric rows, TensorBoard, progress and tables."""
 
 import collections
+import contextlib
 import importlib
 import json
 import os
 import pathlib
+import socket
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +16,9 @@ import numpy as np
 import rich.console
 import rich.progress
 import rich.table
-import tensorboardX
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
 
 from jaxssl.errors import UserError
 
@@ -55,15 +60,17 @@ class MetricWriter:
         workdir.mkdir(parents=True, exist_ok=True)
         last = -1 if restored_step is None else restored_step
         _cut_rows(workdir / _ROWS, last)
+        self._open = contextlib.ExitStack()
         if wandb:
             self._wandb = _start_wandb(workdir)
-        self._rows = (workdir / _ROWS).open("a")
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"),
-            purge_step=last + 1,
-            # The name has a resolution of a second: a restart within it would overwrite the file.
-            filename_suffix=f".{time.time_ns()}",
-        )
+            self._open.callback(self._wandb.finish)
+        self._rows = self._open.enter_context((workdir / _ROWS).open("a"))
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        # The full resolution: a restart within a second would overwrite the file.
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}"
+        self._events = self._open.enter_context((workdir / "tensorboard" / name).open("wb"))
+        self._add_event(file_version="brain.Event:2")
+        self._add_event(step=last + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes one row; it is in the file when this returns.
@@ -78,8 +85,8 @@ class MetricWriter:
         row = {name: _number(value) for name, value in metrics.items()}
         self._rows.write(json.dumps({"step": step, **row}) + "\n")
         self._rows.flush()
-        for name, value in row.items():
-            self._events.add_scalar(name, value, step)
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
+        self._add_event(step=step, summary=Summary(value=values))
         if self._wandb is not None:
             self._wandb.log(row, step=step)
 
@@ -87,10 +94,16 @@ class MetricWriter:
         """Flushes and closes everything; a second call does nothing."""
         if self._active:
             self._active = False
-            self._rows.close()
-            self._events.close()
-            if self._wandb is not None:
-                self._wandb.finish()
+            self._open.close()
+
+    def _add_event(self, **content: Any) -> None:
+        # Not by tensorboardX's own writer: on a full disk its thread dies, and then its queue
+        # fills and holds whoever adds to it for good.
+        data = Event(wall_time=time.time(), **content).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        for part in (length, data):
+            self._events.write(part + struct.pack("<I", masked_crc32c(part)))
+        self._events.flush()
 
     def __enter__(self) -> "MetricWriter":
         return self

@@ -1,5 +1,8 @@
+import errno
 import io
 import json
+import os
+import pathlib
 import sys
 import types
 
@@ -80,6 +83,36 @@ def test_an_inactive_writer_touches_nothing(tmp_path):
     with MetricWriter(tmp_path / "new", None, active=False, wandb=True) as writer:
         writer.write(1, {"loss": 0.0})
     assert list(tmp_path.iterdir()) == []
+
+
+def descriptors(directory):
+    """The open files of this process in a directory: path -> descriptor."""
+    found = {}
+    for link in pathlib.Path("/proc/self/fd").iterdir():
+        try:
+            path = pathlib.Path(os.readlink(link))
+        except OSError:
+            continue  # the listing's own
+        if directory in path.parents:
+            found[path] = int(link.name)
+    return found
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("full", ["metrics.jsonl", "events.out.tfevents"])
+def test_a_full_disk_is_an_error_at_once_and_leaves_nothing_open(tmp_path, full):
+    writer = MetricWriter(tmp_path, None)
+    writer.write(1, {"loss": 2.0})
+    (number,) = [fd for path, fd in descriptors(tmp_path).items() if path.name.startswith(full)]
+    with open("/dev/full", "w") as device:
+        os.dup2(device.fileno(), number)
+    with pytest.raises(OSError, match="No space") as raised:
+        writer.write(2, {"loss": 1.0})
+    assert raised.value.errno == errno.ENOSPC
+    with pytest.raises(OSError, match="No space"):
+        writer.close()
+    assert descriptors(tmp_path) == {}
+    assert read_metrics(tmp_path)[0] == {"step": 1, "loss": 2.0}
 
 
 def test_weights_and_biases_only_if_installed_and_asked_for(tmp_path, monkeypatch):
