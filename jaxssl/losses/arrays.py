@@ -83,12 +83,13 @@ def promote(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def normalize(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     """``x`` over its Euclidean norm along the last axis, promoted; a zero vector stays zero.
 
-    Exact for norms whose square would over- or underflow; the gradient at a zero vector is zero.
+    One with a NaN or an infinity becomes NaN. Exact for norms whose square would over- or
+    underflow; the gradient at a zero vector is zero.
     """
     x = promote(x)
     # The result does not depend on the scale, so its gradient through the scale is exactly zero.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
-    nonzero = largest > 0
+    nonzero = largest != 0  # and true of NaN, which has to reach the loss
     x = jnp.where(nonzero, x / jnp.where(nonzero, largest, 1), 0)
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.where(nonzero, square, 1))

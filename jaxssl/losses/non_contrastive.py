@@ -46,7 +46,8 @@ def negative_cosine(
             f"{distance.shape}."
         )
     floor = jnp.asarray(margin, distance.dtype) - 1
-    return jnp.mean(jnp.where(distance > floor, distance, floor))
+    outside = (distance > floor) | jnp.isnan(distance)
+    return jnp.mean(jnp.where(outside, distance, floor))
 
 
 def byol_regression(p: Float[Array, "b d"], z: Float[Array, "b d"]) -> Float[Array, ""]:
@@ -82,7 +83,8 @@ def barlow_twins(
 
     C, [D, D], is the cross-correlation of the two views over the global batch: ``z1' z2 / B`` of
     features with zero mean and unit (biased) standard deviation in each dimension. A dimension that
-    is constant correlates with nothing.
+    is constant, or whose standard deviation is within the rounding of its largest number,
+    correlates with nothing.
 
     Args:
       z1: first views, [B, D].
@@ -104,10 +106,17 @@ def barlow_twins(
 
     def standardize(z: Float[Array, "b d"]) -> Float[Array, "b d"]:
         z = promote(z)
+        bounds = jax.lax.stop_gradient(jnp.stack([jnp.max(z, axis=0), jnp.max(-z, axis=0)]))
+        if axis_name is not None:
+            bounds = jax.lax.pmax(bounds, axis_name)
+        # The mean of equal numbers would round, and the rest pass for a dimension that varies;
+        # their differences from the largest are exactly zero.
+        z = z - bounds[0]
         centered = z - mean_over_shards(jnp.mean(z, axis=0), axis_name)
         variance = mean_over_shards(jnp.mean(centered**2, axis=0), axis_name)
         variance = variance + jnp.asarray(epsilon, z.dtype)
-        varies = variance > 0
+        rounding = 8 * jnp.finfo(z.dtype).eps * jnp.max(jnp.abs(bounds), axis=0)
+        varies = ~(variance <= rounding**2)  # and NaN does: it has to reach the loss
         return jnp.where(varies, centered * jax.lax.rsqrt(jnp.where(varies, variance, 1)), 0)
 
     product = jnp.matmul(standardize(z1).T, standardize(z2), precision=jax.lax.Precision.HIGHEST)

@@ -1,10 +1,13 @@
 """Transport between two small sets of equally heavy points, for matching the cells of two maps."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, ScalarLike
 
 from jaxssl.losses.arrays import check_positive, inverse
+from jaxssl.losses.collectives import varying_like
 
 
 def entropic_plan(
@@ -45,15 +48,18 @@ def exact_assignment(cost: Float[Array, "p p"]) -> Int[Array, " p"]:
     side by side, so for small P.
 
     Args:
-      cost: cost of each pair, [P, P], finite.
+      cost: cost of each pair, [P, P]; one that is not finite counts as 0.
 
     >>> import jax.numpy as jnp
     >>> print(exact_assignment(jnp.array([[1.0, 0.0], [1.0, 1.0]])))
     [1 0]
     """
     size = cost.shape[0]
+    # The search for a path would not end among costs that cannot be compared.
+    cost = jnp.where(jnp.isfinite(cost), cost, 0)
     # Column 0 and row 0 stand for "unassigned", so that a path starts at the new row's column 0.
     padded = jnp.pad(cost, ((1, 0), (1, 0)))
+    like = partial(varying_like, other=cost)
 
     def add_row(row: Array, state: tuple) -> tuple:
         row_price, column_price, row_of = state
@@ -77,10 +83,10 @@ def exact_assignment(cost: Float[Array, "p p"]) -> Int[Array, " p"]:
             return following, slack - step, previous, used, row_price, column_price
 
         search = (
-            jnp.zeros((), int),
-            jnp.full(size + 1, jnp.inf, cost.dtype),
-            jnp.zeros(size + 1, int),
-            jnp.zeros(size + 1, bool),
+            like(jnp.zeros((), int)),
+            like(jnp.full(size + 1, jnp.inf, cost.dtype)),
+            like(jnp.zeros(size + 1, int)),
+            like(jnp.zeros(size + 1, int)) > 0,
             row_price,
             column_price,
         )
@@ -96,7 +102,7 @@ def exact_assignment(cost: Float[Array, "p p"]) -> Int[Array, " p"]:
         _, row_of = jax.lax.while_loop(lambda path: path[0] != 0, turn, (column, row_of))
         return row_price, column_price, row_of
 
-    prices = jnp.zeros(size + 1, cost.dtype)
-    start = (prices, prices, jnp.zeros(size + 1, int))
+    prices = like(jnp.zeros(size + 1, cost.dtype))
+    start = (prices, prices, like(jnp.zeros(size + 1, int)))
     _, _, row_of = jax.lax.fori_loop(1, size + 1, add_row, start)
     return jnp.zeros(size, int).at[row_of[1:] - 1].set(jnp.arange(size))

@@ -80,6 +80,7 @@ def cases(block_size: int | None) -> dict[str, Callable]:
         {},
         {"matching": "cosine", "negatives": "other_view"},
         {"matching": "set", "positive_in_denominator": False},
+        {"matching": "set", "plan": "exact"},
     ):
         dense = partial(losses.dense_info_nce, temperature=0.4, **options, **tiles)
         name = "_".join(str(option) for option in options.values())

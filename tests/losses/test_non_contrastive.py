@@ -95,3 +95,30 @@ def test_a_constant_dimension_counts_as_uncorrelated():
     cross = np.corrcoef(np.concatenate([z1[:, kept], z2], axis=1).T)[:2, 3]
     np.testing.assert_allclose(value, rest + 1 + 0.1 * np.sum(cross**2), rtol=1e-5)
     assert np.all(np.isfinite(slope))
+
+
+@pytest.mark.parametrize("rows", [256, 50_000])
+@pytest.mark.parametrize("level", [0.1, 0.3, 0.7])
+def test_a_constant_dimension_is_none_at_any_level(level, rows):
+    """The mean of ``rows`` such numbers is not the number, so that something is left over."""
+    collapsed = jnp.full((rows, 3), level)
+    spread = jnp.float32(draw(rows, 3))
+    loss = jax.value_and_grad(losses.barlow_twins, argnums=(0, 1))
+    for form in (loss, jax.jit(loss)):
+        value, slopes = form(collapsed, collapsed, off_diagonal_weight=0.0)
+        assert value == 3
+        np.testing.assert_array_equal(slopes, 0)
+        ours = form(spread.at[:, 1].set(level), spread, off_diagonal_weight=0.1)
+        zeroed = form(spread.at[:, 1].set(0), spread, off_diagonal_weight=0.1)
+        jax.tree.map(np.testing.assert_array_equal, ours, zeroed)
+
+
+def test_a_dimension_within_rounding_of_a_constant_is_none():
+    z = jnp.float32(0.1) * (1 + jnp.float32(2.0**-23) * (jnp.arange(256) % 2))[:, None]
+    assert losses.barlow_twins(z, z, off_diagonal_weight=0.0) == 1
+    assert losses.barlow_twins(z, z, off_diagonal_weight=0.0, epsilon=1e-5) > 0.99
+
+
+def test_a_margin_that_is_no_number_reaches_the_loss():
+    z = jnp.float32(draw(4, 3))
+    assert jnp.isnan(losses.negative_cosine(z, z, margin=jnp.nan))
