@@ -54,8 +54,9 @@ def sinkhorn_knopp(
     """
     check_features(scores=scores)
     check_positive(epsilon=epsilon, iterations=iterations)
-    log_mass = jax.lax.stop_gradient(promote(scores))
-    log_mass = log_mass * inverse(epsilon, log_mass)
+    log_mass = promote(scores)
+    # Before the loop, for one of traced length cannot be differentiated.
+    log_mass = jax.lax.stop_gradient(log_mass * inverse(epsilon, log_mass))
     largest = jnp.max(log_mass, axis=0)
     if axis_name is not None:
         largest = jax.lax.pmax(largest, axis_name)
@@ -197,9 +198,9 @@ def dino(
             f"{global_views} teacher's and {views} student's views: give the student at least two, "
             "the teacher's among them."
         )
-    student, teacher = promote(student), promote(jax.lax.stop_gradient(teacher))
-    target = (teacher - jax.lax.stop_gradient(center)) * inverse(teacher_temperature, teacher)
-    target = jax.nn.softmax(target, axis=-1)
+    student, teacher = promote(student), promote(teacher)
+    target = (teacher - center) * inverse(teacher_temperature, teacher)
+    target = jax.lax.stop_gradient(jax.nn.softmax(target, axis=-1))
     log_probability = jax.nn.log_softmax(student * inverse(student_temperature, student), axis=-1)
     precision = jax.lax.Precision.HIGHEST
     agreement = jnp.einsum("gbk,vbk->gv", target, log_probability, precision=precision)
@@ -237,7 +238,7 @@ def dino_center(
     check_floating(teacher=teacher, center=center)
     check_matching(teacher=teacher)
     check_matching(center=center, outputs=teacher[0, 0])
-    center, teacher = promote(center), promote(jax.lax.stop_gradient(teacher))
+    center, teacher = promote(center), promote(teacher)
     mean = mean_over_shards(jnp.mean(teacher, axis=(0, 1)), axis_name)
     momentum = jnp.asarray(momentum, mean.dtype)
-    return momentum * jax.lax.stop_gradient(center) + (1 - momentum) * mean
+    return jax.lax.stop_gradient(momentum * center + (1 - momentum) * mean)

@@ -5,6 +5,8 @@ L2-normalised. ``s(x, y)`` is the cosine. ``axis_name`` and ``block_size`` are a
 with cells for embeddings.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, ScalarLike
@@ -199,7 +201,7 @@ def dense_uniformity(
         potential = jax.vmap(pairs_of, in_axes=(0, None))(by_cell, images[::cells])
         potential = jax.nn.logsumexp(potential)
         number = views * others * cells
-    return mean_over_shards(potential - slope - jnp.log(number), axis_name)
+    return mean_over_shards(potential - slope - math.log(number), axis_name)
 
 
 def cosine_match(map1: Float[Array, "b p e"], map2: Float[Array, "b p e"]) -> Int[Array, "b p"]:
@@ -300,17 +302,21 @@ def _matches(
     epsilon: ScalarLike,
     iterations: int | Int[Array, ""],
 ) -> Float[Array, "b p p"]:
-    """Weights of the other view's cells as match of each cell; rows sum to 1 (all but "set")."""
+    """Weights of the other view's cells as match of each cell; rows sum to 1 (all but "set").
+
+    Constant. A NaN in the maps is one in the weights, for an index could not tell of it.
+    """
     batch, cells, _ = map1.shape
     map1, map2 = normalize(jax.lax.stop_gradient(map1)), normalize(jax.lax.stop_gradient(map2))
     if matching == "index":
         return jnp.broadcast_to(jnp.eye(cells, dtype=map1.dtype), (batch, cells, cells))
-    if matching == "cosine":
-        return jax.nn.one_hot(cosine_match(map1, map2), cells, dtype=map1.dtype)
     cost = 1 - _within_images(map1, map2)
-    if plan == "exact":
-        return jax.nn.one_hot(jax.vmap(exact_assignment)(cost), cells, dtype=cost.dtype)
-    return cells * entropic_plan(cost, epsilon=epsilon, iterations=iterations)
+    if matching == "set" and plan == "entropic":
+        # A loop of traced length would not let a gradient to epsilon through at all.
+        fixed = jax.lax.stop_gradient(jnp.asarray(epsilon, cost.dtype))
+        return cells * entropic_plan(cost, epsilon=fixed, iterations=iterations)
+    match = cosine_match(map1, map2) if matching == "cosine" else jax.vmap(exact_assignment)(cost)
+    return jnp.where(jnp.isnan(cost), cost, jax.nn.one_hot(match, cells, dtype=cost.dtype))
 
 
 def _cell_losses(

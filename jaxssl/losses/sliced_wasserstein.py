@@ -91,7 +91,7 @@ def sliced_wasserstein(
             _project(h, directions), axis_name, split_axis=1, concat_axis=0, tiled=True
         )
         cost = shards * _transport_cost(projected.T, _project(sample, own).T)
-    return mean_over_shards(cost / (count * sample.shape[0]), axis_name)
+    return mean_over_shards(cost / float(count * sample.shape[0]), axis_name)
 
 
 def generalized_contrastive(

@@ -4,6 +4,8 @@ Features come un-normalised, one row a sample; they are promoted to at least flo
 L2-normalised. ``axis_name`` and ``block_size`` are as in ``nt_xent``.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
@@ -42,8 +44,8 @@ def alignment(
     check_features(z1=z1, z2=z2)
     check_positive(alpha=alpha)
     square = jnp.sum((normalize(z1) - normalize(z2)) ** 2, axis=1)
-    # A power below 2 has no finite slope at distance 0.
-    apart = square > 0
+    # A power below 2 has no finite slope at distance 0. NaN is apart: it has to reach the loss.
+    apart = square != 0
     power = jnp.where(apart, square, 1) ** (jnp.asarray(alpha, square.dtype) / 2)
     return jnp.mean(jnp.where(apart, power, 0))
 
@@ -78,7 +80,7 @@ def uniformity(
     check_positive(t=t)
     check_negatives(z.shape[0], axis_name)
     potential, pairs = _within(normalize(z), t, axis_name, block_size)
-    return mean_over_shards(potential - jnp.log(pairs), axis_name)
+    return mean_over_shards(potential - math.log(pairs), axis_name)
 
 
 def alignment_and_uniformity(
@@ -159,12 +161,12 @@ def queue_uniformity(
     rows = cross_logsumexp(slope * q, keys, *tags, everything, block_size)
     potential = jax.nn.logsumexp(gather(rows, axis_name)) - slope
     batch = q.shape[0] * axis_size(axis_name)
-    pairs: float = batch * keys.shape[0]
+    pairs = batch * keys.shape[0]
     if batch > 1:
         within, number = _within(q, t, axis_name, block_size)
         potential = jnp.logaddexp(potential, within)
         pairs += number
-    return mean_over_shards(potential - jnp.log(pairs), axis_name)
+    return mean_over_shards(potential - math.log(pairs), axis_name)
 
 
 def queue_alignment_and_uniformity(
@@ -225,4 +227,4 @@ def _within(
     )
     batch = z.shape[0] * axis_size(axis_name)
     # Every pair was met twice; |x - y|^2 = 2 - 2 x.y.
-    return potential - slope - jnp.log(2), batch * (batch - 1) // 2
+    return potential - slope - math.log(2), batch * (batch - 1) // 2

@@ -12,12 +12,16 @@ from jaxssl import losses
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """``loss(*arrays, **scalars, **fixed)``; ``live`` arrays have a gradient, others none."""
+    """``loss(*arrays, **scalars, **fixed)``: what has a gradient, and what has exactly none.
+
+    ``live`` arrays have one and other arrays none; scalars have one but for the ``constants``.
+    """
 
     loss: Callable
     shapes: dict[str, tuple[int, ...]]
     scalars: dict[str, float] = field(default_factory=dict)
     live: tuple[str, ...] = ("z1", "z2")
+    constants: tuple[str, ...] = ()
     fixed: dict = field(default_factory=dict)
     integers: dict = field(default_factory=dict)
 
@@ -156,7 +160,12 @@ CASES = {
     "byol_regression": Case(losses.byol_regression, {"p": (5, 3), "z": (5, 3)}, live=("p",)),
     "barlow_twins": Case(losses.barlow_twins, PAIR, {"off_diagonal_weight": 0.3, "epsilon": 0.1}),
     "sinkhorn_knopp": Case(
-        assignments, {"scores": (5, 3)}, {"epsilon": 0.4}, live=(), fixed={"iterations": 3}
+        assignments,
+        {"scores": (5, 3)},
+        {"epsilon": 0.4},
+        live=(),
+        constants=("epsilon",),
+        fixed={"iterations": 3},
     ),
     "swapped_prediction": Case(
         losses.swapped_prediction,
@@ -176,8 +185,15 @@ CASES = {
         {"student": (4, 3, 5), "teacher": (2, 3, 5), "center": (5,)},
         {"student_temperature": 0.3, "teacher_temperature": 0.2},
         live=("student",),
+        constants=("teacher_temperature",),
     ),
-    "dino_center": Case(centre, {"center": (5,), "teacher": (2, 3, 5)}, {"momentum": 0.7}, live=()),
+    "dino_center": Case(
+        centre,
+        {"center": (5,), "teacher": (2, 3, 5)},
+        {"momentum": 0.7},
+        live=(),
+        constants=("momentum",),
+    ),
     "dense_index": Case(losses.dense_info_nce, MAPS, DENSE, live=CELLS),
     "dense_index_tiles": Case(
         losses.dense_info_nce, MAPS, DENSE, live=CELLS, fixed={"block_size": 5}
@@ -192,8 +208,9 @@ CASES = {
     "dense_set": Case(
         losses.dense_info_nce,
         {**MAPS, "match1": (3, 4, 2), "match2": (3, 4, 2)},
-        DENSE,
+        {**DENSE, "plan_epsilon": 0.05},
         live=CELLS,
+        constants=("plan_epsilon",),
         fixed={"matching": "set", "positive_in_denominator": False},
     ),
     "dense_exact": Case(

@@ -61,6 +61,17 @@ def test_sinkhorn_scales_rows_last_and_takes_a_traced_count():
         run(0)
 
 
+def test_sinkhorn_of_a_traced_count_takes_part_in_a_gradient():
+    """Reverse mode does not pass a loop of traced length, so nothing may ask it to."""
+
+    def loss(scores, epsilon, iterations):
+        return losses.sinkhorn_knopp(scores, epsilon=epsilon, iterations=iterations)[0, 0]
+
+    slopes = jax.jit(jax.grad(loss, (0, 1)))(jnp.float32(draw(12, 4)), 0.3, 3)
+    for slope in slopes:
+        np.testing.assert_array_equal(slope, 0)
+
+
 def test_swapped_prediction_swaps():
     with jax.enable_x64(True):
         s1, s2 = draw(5, 4), draw(5, 4, seed=1)

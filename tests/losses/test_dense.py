@@ -115,6 +115,30 @@ def test_the_matching_has_no_gradient():
     np.testing.assert_array_equal(slopes[1], 0)
 
 
+def test_a_plan_of_traced_iterations_takes_part_in_a_gradient():
+    """Reverse mode does not pass a loop of traced length, so nothing may ask it to."""
+    h = jax.ShapeDtypeStruct((B, CELLS, D), jnp.float32)
+    number, count = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+
+    def loss(h1, h2, epsilon, iterations):
+        return losses.dense_info_nce(
+            h1,
+            h2,
+            temperature=0.3,
+            matching="set",
+            plan_epsilon=epsilon,
+            plan_iterations=iterations,
+        )
+
+    slopes = jax.eval_shape(jax.grad(loss, (0, 1, 2)), h, h, number, count)
+    assert [slope.shape for slope in slopes] == [h.shape, h.shape, ()]
+
+
+def test_an_assignment_of_no_numbers_ends():
+    cost = jnp.full((3, 3), jnp.nan).at[0].set(jnp.inf)
+    assert sorted(np.asarray(losses.exact_assignment(cost))) == [0, 1, 2]
+
+
 def test_invariances():
     loss = jax.jit(lambda h1, h2: losses.dense_info_nce(h1, h2, temperature=0.3))
     h1, h2 = jnp.float32(draw(B, CELLS, D)), jnp.float32(draw(B, CELLS, D, seed=1))

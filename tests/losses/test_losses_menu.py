@@ -13,9 +13,6 @@ from support import tree_distance
 
 from jaxssl import losses
 
-# No gradient passes through a teacher.
-NO_GRADIENT = {"teacher_temperature", "momentum"}
-
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
@@ -57,7 +54,7 @@ def test_gradient_is_the_finite_difference(case):
         rng = np.random.default_rng(1)
         for place, inputs in enumerate((arrays, scalars)):
             for name, value in inputs.items():
-                if name in NO_GRADIENT or (place == 0 and name not in case.live):
+                if name in case.constants or (place == 0 and name not in case.live):
                     continue
                 direction = rng.normal(size=value.shape)
                 step = 1e-6 * float(jnp.abs(value).max())
@@ -75,9 +72,24 @@ def test_gradient_is_the_finite_difference(case):
 @each_case
 def test_constants_have_exactly_no_gradient(case):
     arrays = case.arrays(jnp.float32)
-    _, (slopes, _) = compiled(case)(arrays, traced(case, jnp.float32))
+    _, (slopes, scalar_slopes) = compiled(case)(arrays, traced(case, jnp.float32))
     for name, slope in slopes.items():
         assert np.any(np.asarray(slope)) == (name in case.live), name
+    for name, slope in scalar_slopes.items():
+        assert (slope != 0) == (name not in case.constants), name
+
+
+@each_case
+def test_nans_and_infinities_reach_the_loss(case):
+    """Whatever array holds one, or a diverged run would go on with a small loss."""
+    arrays = case.arrays(jnp.float32)
+    loss, scalars = compiled(case), traced(case, jnp.float32)
+    for name, x in arrays.items():
+        for bad in (jnp.nan, jnp.inf):
+            if (name, bad) == ("center", jnp.inf):
+                continue  # takes a class out of the teacher's softmax
+            value, _ = loss({**arrays, name: x.at[(0,) * x.ndim].set(bad)}, scalars)
+            assert not jnp.isfinite(value), (name, bad)
 
 
 @each_case
@@ -122,6 +134,7 @@ def test_empty_and_unequal_batches_are_refused(case, own_errors):
 
 
 POSITIVE = {"temperature", "t", "alpha", "epsilon", "student_temperature", "teacher_temperature"}
+POSITIVE |= {"plan_epsilon"}
 
 
 @each_case

@@ -112,3 +112,35 @@ def test_invariances():
     np.testing.assert_allclose(losses.uniformity(scales * z), value, rtol=1e-6)
     rotation = np.linalg.qr(draw(4, 4, seed=3))[0]
     np.testing.assert_allclose(losses.uniformity(z @ jnp.float32(rotation)), value, rtol=1e-5)
+
+
+def count_queue(z):
+    return losses.queue_uniformity(z, z)
+
+
+def count_cells(pairs):
+    def loss(z):
+        h = z.reshape(-1, 2, z.shape[1])
+        return losses.dense_uniformity(h, h, pairs=pairs)
+
+    return loss
+
+
+def count_projections(z):
+    key = jax.random.key(0)
+    return losses.sliced_wasserstein(z, key=key, prior="hypercube", num_projections=z.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [
+        (losses.uniformity, (2**17, 8)),
+        (count_queue, (2**17, 8)),
+        (count_cells("same_index"), (2**17, 8)),
+        (count_cells("all_cells"), (2**17, 8)),
+        (count_projections, (2**21, 1024)),
+    ],
+)
+def test_more_pairs_than_an_int32_counts(loss, shape):
+    z = jax.ShapeDtypeStruct(shape, jnp.float32)
+    assert jax.eval_shape(jax.grad(loss), z).shape == shape
