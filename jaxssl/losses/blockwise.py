@@ -8,6 +8,11 @@ Two choices serve sharded batches under plain ``jax.jit``. A tile takes rows at 
 that every tile has rows of every device and all of them work on each tile; contiguous tiles would
 give one device's rows to all. And where rows and keys are the same array, the gradient of a row
 gathers what the row does as an anchor and as a key, so that nothing is summed over devices.
+
+For that the side of a tile has to divide the rows and the devices the side: the default looks for
+such a side. Where the rows have no divisor near it, as twice a large prime, or none with the
+devices' factors, devices repeat one another's work, exactly but in vain: change the batch, or give
+a ``block_size`` that does. Devices are taken to be a power of two.
 """
 
 import math
@@ -69,7 +74,7 @@ def self_logsumexp(
     if axis_name is not None or _is_plain(z.shape[0], z.shape[0], block_size):
         keys, key_tags = gather(z, axis_name), gather(tags, axis_name)
         return cross_logsumexp(scale * z, keys, tags, key_tags, allowed, block_size)
-    block = block_size or _default_block(*z.shape)
+    block = block_size or _default_block(z.shape[0], *z.shape)
     vectors, tags, valid = _tiles(z, tags, block)
     found = _self_blockwise(allowed, vectors, varying_like(scale, z), tags, valid)
     return _untile(found.T, z.shape[0])
@@ -94,7 +99,7 @@ def pair_logsumexp(
             z, tags, scale=scale, allowed=allowed, axis_name=axis_name, block_size=block_size
         )
         return jax.nn.logsumexp(gather(rows, axis_name))
-    block = block_size or _default_block(*z.shape)
+    block = block_size or _default_block(z.shape[0], *z.shape)
     vectors, tags, valid = _tiles(z, tags, block)
     return _pairs_blockwise(allowed, vectors, varying_like(scale, z), tags, valid)
 
@@ -115,8 +120,10 @@ def cross_logsumexp(
         logits = jnp.where(allowed(row_tags, key_tags), _dot(rows, keys.T), -jnp.inf)
         return jax.nn.logsumexp(logits, axis=1)
     rows, keys = varying_like(rows, keys), varying_like(keys, rows)
-    block = block_size or _default_block(max(rows.shape[0], keys.shape[0]), keys.shape[1])
-    row_tiles, key_tiles = _tiles(rows, row_tags, block), _tiles(keys, key_tags, block)
+    most, features = max(rows.shape[0], keys.shape[0]), keys.shape[1]
+    row_block = block_size or _default_block(rows.shape[0], most, features)
+    key_block = block_size or _default_block(keys.shape[0], most, features)
+    row_tiles, key_tiles = _tiles(rows, row_tags, row_block), _tiles(keys, key_tags, key_block)
     found = _cross_blockwise(allowed, *row_tiles[:2], *key_tiles)
     return _untile(found.T, rows.shape[0])
 
@@ -131,10 +138,12 @@ def same_class_sums(
     if _is_plain(row_tags.shape[0], keys.shape[0], block_size):
         mask = same_class(row_tags, key_tags).astype(keys.dtype)
         return _dot(mask, keys), jnp.sum(mask, axis=1)
-    block = block_size or _default_block(max(row_tags.shape[0], keys.shape[0]), keys.shape[1])
-    row_tiles = _by_tile(row_tags, block), _by_tile(jnp.ones(row_tags.shape[0], bool), block)
-    sums, counts = _same_class_blockwise(*row_tiles, *_tiles(keys, key_tags, block))
-    return _untile(sums, row_tags.shape[0]), _untile(counts.T, row_tags.shape[0])
+    rows, most = row_tags.shape[0], max(row_tags.shape[0], keys.shape[0])
+    row_block = block_size or _default_block(rows, most, keys.shape[1])
+    key_block = block_size or _default_block(keys.shape[0], most, keys.shape[1])
+    row_tiles = _by_tile(row_tags, row_block), _by_tile(jnp.ones(rows, bool), row_block)
+    sums, counts = _same_class_blockwise(*row_tiles, *_tiles(keys, key_tags, key_block))
+    return _untile(sums, rows), _untile(counts.T, rows)
 
 
 def _is_plain(rows: int, keys: int, block_size: int | None) -> bool:
@@ -150,13 +159,22 @@ def _dot(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def _default_block(rows: int, features: int) -> int:
-    """Side of a tile that takes no more than half the memory of the rows: a power of two.
+def _default_block(rows: int, most: int, features: int) -> int:
+    """Side of the tiles that ``rows`` are cut into, for an array of ``most`` rows at most.
 
-    So both the memory and the number of tiles are linear in the rows. Most batches are multiples
-    of a power of two, and one that a tile's side divides is not padded, which would copy it.
+    About a power of two whose tile takes no more than half the memory of those: so both the memory
+    and the number of tiles are linear in the rows. Of the sides near it that divide the rows, which
+    are then not padded, it is the one with the most factors two, which a power of two of devices
+    can share, and of equal ones the nearest.
     """
-    return max(SMALLEST_BLOCK, 2 ** int(math.log2(math.isqrt(rows * features // 2))))
+    block = max(SMALLEST_BLOCK, 2 ** int(math.log2(math.isqrt(most * features // 2))))
+    # As large as the plain form may be, or half again where tiles are larger than that.
+    largest = max(math.isqrt(PLAIN_LOGITS), 3 * block // 2)
+    sides = [side for side in range(block // 2, largest + 1) if rows % side == 0]
+    return max(
+        sides or [block],
+        key=lambda side: (math.gcd(side, block), -abs(math.log2(side / block))),
+    )
 
 
 def _strided(x: Shaped[Array, " n *rest"], block: int) -> Shaped[Array, " size tiles *rest"]:

@@ -10,6 +10,7 @@ from quick_compilation import quick_jit
 from support import tree_distance
 
 from jaxssl import losses
+from jaxssl.losses.blockwise import _default_block
 
 FULL = 10**6
 
@@ -129,6 +130,18 @@ def test_memory_is_linear(name):
     assert temporaries(2048, 128) < 2.3 * temporaries(1024, 128)
     assert temporaries(2048, 128) < 2048 * 2048 * 4 / 4
     assert temporaries(1024, FULL) > 1024 * 1024 * 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "side"),
+    [
+        *((4096, 512), (8192, 512), (32768, 1024), (262144, 4096), (3072, 512)),
+        *((2000, 400), (2064, 688), (2080, 416), (12000, 480), (100_000, 2000)),
+        (2 * 2053, 512),  # no divisor near it: padded
+    ],
+)
+def test_tiles_divide_the_rows_and_devices_the_tiles(rows, side):
+    assert _default_block(rows, rows, 128) == side
 
 
 def test_a_large_batch_chooses_tiles_by_itself():

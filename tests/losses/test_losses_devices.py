@@ -85,6 +85,13 @@ def test_flops_a_device_fall_with_devices_under_jit(name, block_size, large):
     assert one / eight > (5.5 if name == "swd_normal" else 7)
 
 
+def test_flops_fall_for_a_batch_of_an_awkward_size(monkeypatch, large):
+    """2064 embeddings, 16 times 3 times 43: tiles of 512 would need padding."""
+    monkeypatch.setattr(devices, "BATCH", 1032)
+    one, eight = (flops("jit", count, only("nt_xent", None)) for count in (1, 8))
+    assert one / eight > 7
+
+
 @pytest.mark.parametrize("name", [name for name in SHARED if name != "swd_normal"])
 def test_flops_a_device_fall_with_devices_under_shard_map(name, large):
     one, eight = (flops("shard_map", count, only(name, 4096)) for count in (1, 8))
