@@ -35,6 +35,21 @@ def arguments(text: str | None, **defaults: Any) -> ConfigDict:
     return result
 
 
+def integers(key: str, text: str) -> tuple[int, ...]:
+    """The whole numbers of an argument that joins them by +.
+
+    Raises:
+      UserError: if one is none.
+    """
+    try:
+        return tuple(int(part) for part in text.split("+"))
+    except ValueError:
+        raise UserError(
+            f"config argument {key}={text!r} is no list of whole numbers: join them by +, "
+            f"such as {key}=20+28."
+        ) from None
+
+
 def base_config() -> ConfigDict:
     """Every group but ``method``, with a ResNet-18 for 32-pixel images; recipes overwrite it."""
     config = ConfigDict()

@@ -24,6 +24,7 @@ from jaxssl.data.pipeline import train_batches
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.monitor import make_monitor
 from jaxssl.methods import METHODS, Method, Spec
+from jaxssl.randomness import check_seed
 from jaxssl.reporting import MetricWriter, Progress
 from jaxssl.run_directory import (
     config_differences,
@@ -120,9 +121,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     for name in ("init_seed", "data_seed"):
-        config[name] = config.seed if config[name] < 0 else config[name]
-        if not 0 <= config[name] < 2**32:
-            raise UserError(f"{name}={config[name]} is out of range: use 0 to 4294967295.")
+        config[name] = check_seed(name, config.seed if config[name] < 0 else config[name])
     method = choose("method.name", config.method.name, METHODS)
     readers = {
         "every optimizer": ("learning_rate", "weight_decay"),

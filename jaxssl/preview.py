@@ -3,7 +3,7 @@
 config -> images in the run's own order -> corruption -> policy -> picture. Nothing is trained. The
 images are the first that the run's epoch visits and the views are, pixel by pixel, those it would
 make of them. ``--sweep corruption`` shows the images under each corruption that papers use, and
-``--sweep policy`` under each spatial policy, all else as in the config.
+``--sweep policy`` under spatial policies of Jha and Tuytelaars, all else as in the config.
 """
 
 import collections
@@ -164,6 +164,8 @@ def describe(targets: Mapping[str, Any], class_names: tuple[str, ...] | None) ->
     def name(number: int) -> str:
         return class_names[number] if class_names else str(number)
 
+    # Beside a label the names are those of the label alone.
+    box_name = str if "label" in targets else name
     lines = []
     if "label" in targets:
         lines.append(f"label: {name(int(targets['label']))}")
@@ -176,7 +178,9 @@ def describe(targets: Mapping[str, Any], class_names: tuple[str, ...] | None) ->
         lines.append(f"digit: {targets['digit']}")
     if "box_labels" in targets:
         counts = collections.Counter(int(k) for k in targets["box_labels"] if k >= 0)
-        many = [f"{name(k)} ×{count}" if count > 1 else name(k) for k, count in counts.items()]
+        many = [
+            f"{box_name(k)} ×{count}" if count > 1 else box_name(k) for k, count in counts.items()
+        ]
         lines.append(f"boxes: {', '.join(many) or 'none'}")
     return "\n".join(lines)
 
@@ -266,7 +270,12 @@ def corruption_sweep(config: ConfigDict, shown: Shown) -> tuple[str, dict[str, C
 
 
 def policy_sweep(config: ConfigDict, shown: Shown) -> tuple[str, dict[str, Columns]]:
-    """The crops and views of each spatial policy of Jha and Tuytelaars."""
+    """The crops and views of spatial policies of Jha and Tuytelaars."""
+    if config.corruption.order == "no_aug":
+        raise UserError(
+            "corruption.order='no_aug' makes no crops, so there is no policy to sweep: give "
+            "another order."
+        )
     variants = {}
     for policy, number, value in POLICIES:
         variant = _with(config, views={"policy": policy}, hyper={number: value})

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int, Key, UInt
 
+from jaxssl.errors import UserError
+
 
 class Purpose(enum.IntEnum):
     """What a stream is for. The numbers are part of every published result: never renumber."""
@@ -35,6 +37,17 @@ class Split(enum.IntEnum):
     TEST = 1
     UNLABELLED = 2
     VALIDATION = 3  # only where the publisher of the set made one
+
+
+def check_seed(name: str, seed: int) -> int:
+    """The seed, if it is an unsigned 32-bit integer.
+
+    Raises:
+      UserError: naming it, if not.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"{name}={seed} is out of range: use 0 to {2**32 - 1}.")
+    return int(seed)
 
 
 def sample_keys(

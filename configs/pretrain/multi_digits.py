@@ -18,7 +18,7 @@ placement (random, grid), digits (data set), canvas, size (views, pixels), batch
 
 from ml_collections import ConfigDict
 
-from configs.common import arguments, base_config, lars_group, view_group
+from configs.common import arguments, base_config, integers, lars_group, view_group
 from jaxssl.augment.augmentation import Augmentation
 
 
@@ -45,7 +45,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     compose.digits = given.digits  # labelled set of one-channel images that digits are drawn from
     compose.canvas = given.canvas  # side of the image, pixels
     compose.count = given.count  # digits on a canvas, 1 to 16
-    compose.sizes = tuple(int(size) for size in given.sizes.split("+"))  # pixels
+    compose.sizes = integers("sizes", given.sizes)  # pixels
     compose.placement = given.placement  # "random" corners or cells of a "grid"
     compose.combine = "max"  # or "sum", clipped
     compose.evaluation_size = given.evaluation_size  # pixels of the one digit that is probed

@@ -42,6 +42,7 @@ class Augmentation:
           UserError: naming the field.
         """
         low, high = self.crop_scale
+        taps = self.blur_kernel_size
         probabilities = ("flip_p", "jitter_p", "grayscale_p", "blur_p", "solarize_p")
         rules = [(name, 0 <= getattr(self, name) <= 1, "from 0 to 1") for name in probabilities]
         rules += [
@@ -51,7 +52,12 @@ class Augmentation:
             ("crop_filter", self.crop_filter in FILTERS, f"one of {', '.join(FILTERS)}"),
             ("hue", 0 <= self.hue <= 0.5, "from 0 to 1/2"),
             ("hue_space", self.hue_space in HUE_SPACES, f"one of {', '.join(HUE_SPACES)}"),
-            ("blur_kernel_size", self.blur_kernel_size % 2 == 1, "odd"),
+            ("blur_kernel_size", taps > 0 and taps % 2 == 1, "positive and odd"),
+            (
+                "blur_kernel_size",
+                self.blur_p == 0 or taps < 2 * self.size,
+                f"at most {2 * self.size - 1}, what the border of a view of {self.size} mirrors",
+            ),
         ]
         for name, holds, rule in rules:
             if not holds:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxssl.corruptions import CORRUPTIONS, Corruption
 from jaxssl.errors import UserError, choose
-from jaxssl.randomness import Purpose, Split, host_bits, sample_keys
+from jaxssl.randomness import Purpose, Split, check_seed, host_bits, sample_keys
 
 ORDERS = ("corrupt_aug", "aug_corrupt", "no_aug")
 DRAWN = "corruption"  # key of a batch: what was drawn on the host for each image
@@ -75,7 +75,7 @@ class Corruptor:
                 f"corruption {group.name} runs on the host alone, before augmentation: use "
                 "corruption.order=corrupt_aug or no_aug."
             )
-        return cls(corruption, int(group.seed), order)
+        return cls(corruption, check_seed("corruption.seed", group.seed), order)
 
     @property
     def after_augmentation(self) -> bool:
@@ -84,16 +84,20 @@ class Corruptor:
 
     def draw_once(self, shape: tuple[int, ...]) -> np.ndarray | None:
         """What all images of this shape [H, W, C] share."""
-        return self.corruption.draw(self._words(Split.TRAIN, 0), shape)
+        return self._draw(Split.TRAIN, 0, shape)
 
     def draw_each(self, split: np.ndarray, index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """What is drawn for each image [H, W, C], stacked."""
         pairs = zip(split.tolist(), index.tolist(), strict=True)
-        drawn = [self.corruption.draw(self._words(Split(s), i), shape) for s, i in pairs]
+        drawn = [self._draw(Split(s), i, shape) for s, i in pairs]
         return np.stack([d for d in drawn if d is not None])
 
-    def _words(self, split: Split, index: int) -> Any:
-        return host_bits(self.seed, Purpose.CORRUPTION, split, 0, index).random_raw
+    def _draw(self, split: Split, index: int, shape: tuple[int, ...]) -> np.ndarray | None:
+        words = host_bits(self.seed, Purpose.CORRUPTION, split, 0, index).random_raw
+        try:
+            return self.corruption.draw(words, shape)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def on_host(self, batch: Mapping[str, Any]) -> UInt8[np.ndarray, "b h w c"]:
         """The corrupted images of a batch.
@@ -130,7 +134,10 @@ class Corruptor:
         try:
             return self.corruption(images, drawn)
         except ValueError as error:
-            raise UserError(str(error)) from error
+            raise UserError(
+                f"{error} (After augmentation it meets view {view + 1}; with "
+                "corruption.order=corrupt_aug it would meet the whole image.)"
+            ) from error
 
     def _uniforms(self, images: Array, batch: Mapping[str, Any], view: int) -> Array:
         """Noise of a view's own: unlike a permutation it need not be the same for all views."""

@@ -195,7 +195,7 @@ def draw_color_jitter(
     unit = jax.random.uniform(factor_key, (4,), dtype=jnp.float32)
 
     def factor(u: Float[Array, ""], strength: float) -> Float[Array, ""]:
-        return _between(max(0.0, 1.0 - strength), 1.0 + strength, u)
+        return between(max(0.0, 1.0 - strength), 1.0 + strength, u)
 
     return ColorJitter(
         brightness=factor(unit[BRIGHTNESS], brightness),
@@ -263,15 +263,21 @@ def random_color_jitter(
 
 def draw_sigma(key: Key[Array, ""], sigma: tuple[float, float]) -> Float[Array, ""]:
     """The blur's standard deviation, pixels, uniform between the two of ``sigma``."""
-    return _between(*sigma, jax.random.uniform(key, dtype=jnp.float32))
+    return between(*sigma, jax.random.uniform(key, dtype=jnp.float32))
 
 
-def _between(low: float, high: float, u: Float[Array, ""]) -> Float[Array, ""]:
+def between(
+    low: Float[Array, ""] | float, high: Float[Array, ""] | float, u: Float[Array, ""]
+) -> Float[Array, ""]:
     """The share ``u`` of the way from ``low`` to ``high``, the same bits in every program."""
+    return low + product(high - low, u)
+
+
+def product(x: Float[Array, "..."] | float, y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The product in float32, the same bits in every program, whatever it is added to."""
     # By itself XLA fuses product and sum in some programs and not in others, and so rounds once
     # or twice. One bit less than float32's keeps it from dropping this as idle.
-    way = jax.lax.reduce_precision((high - low) * u, exponent_bits=8, mantissa_bits=22)
-    return low + way
+    return jax.lax.reduce_precision(x * y, exponent_bits=8, mantissa_bits=22)
 
 
 def gaussian_blur(

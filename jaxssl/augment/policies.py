@@ -21,6 +21,7 @@ from jaxssl.augment.views import (
     Draw,
     Views,
     augment_view,
+    evaluation_box,
     evaluation_view,
     gather_views,
     multi_view,
@@ -29,6 +30,7 @@ from jaxssl.augment.views import (
     view_keys,
 )
 from jaxssl.errors import UserError, choose
+from jaxssl.randomness import check_seed
 
 Batch = Mapping[str, Any]
 Hyper = Mapping[str, Any]
@@ -147,12 +149,12 @@ def paired_view(
 def plain_view(batch: Batch, augmentations: tuple[Augmentation, ...]) -> Views:
     """As many test-time images as there are recipes: training without augmentation."""
     rows, (height, width) = batch["image"].shape[0], batch["image"].shape[1:3]
-    box = jnp.tile(jnp.array([0, 0, height, width], jnp.float32), (rows, 1))
     upright = jnp.zeros(rows, bool)
-    return gather_views(
-        batch,
-        [(evaluation_view(batch["image"], view.size), box, upright) for view in augmentations],
-    )
+    views = []
+    for view in augmentations:
+        box = jnp.tile(evaluation_box(height, width, view.size), (rows, 1))
+        views.append((evaluation_view(batch["image"], view.size), box, upright))
+    return gather_views(batch, views)
 
 
 def recipes(views: ConfigDict) -> tuple[Augmentation, ...]:
@@ -243,6 +245,7 @@ def make_finisher(config: ConfigDict) -> Callable[[Array, Batch, int], Float[Arr
             f"randbit.num_bits={randbit.num_bits} cannot be: give 1 to {bits.MAX_BITS}, or 0 for "
             "none."
         )
+    check_seed("randbit.seed", randbit.seed)
 
     def finish(images: Array, batch: Batch, view: int) -> Float[Array, "b h w c"]:
         if corruptor.after_augmentation:

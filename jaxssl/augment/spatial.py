@@ -110,7 +110,7 @@ def overlap_boxes(key: Key[Array, ""], height: int, width: int, *, overlap: Scal
     # triangle, and half a square folded onto the other half is uniform over it.
     unit = draws[1:].reshape(2, 2)
     unit = jnp.where(jnp.sum(unit, axis=0) > 1.0, 1.0 - unit, unit)
-    sides = shared + (1.0 - shared) * unit
+    sides = shared + ops.product(1.0 - shared, unit)
     return _placed(place_key, height, width, sides, shared)
 
 
@@ -178,14 +178,15 @@ def _widths_of_equal_areas(
     least_m = jnp.minimum(least_m, longest)
     limit = jnp.minimum(least_m + math.log(_ASPECT) / 2, longest)
 
-    m = limit - (limit - least_m) * jnp.sqrt(draws[0])
-    widest = jnp.cosh(m) + jnp.sqrt(jnp.sinh(m) ** 2 + overlap)
+    m = limit - ops.product(limit - least_m, jnp.sqrt(draws[0]))
+    sinh = jnp.sinh(m)
+    widest = jnp.cosh(m) + jnp.sqrt(ops.product(sinh, sinh) + overlap)
     limits = [
         limit - m,
         jnp.maximum(jnp.log(area / overlap), 0.0) / 2,
         _arccosh_above_1(widest / (2.0 * s) - 1.0),
     ]
-    d = (2.0 * draws[1] - 1.0) * jnp.min(jnp.stack(limits))
+    d = ops.product(2.0 * draws[1] - 1.0, jnp.min(jnp.stack(limits)))
     m = jnp.where(draws[2] < 0.5, m, -m)
     return s * jnp.exp(jnp.stack([m + d, m - d]))
 
@@ -193,13 +194,13 @@ def _widths_of_equal_areas(
 def _arccosh_above_1(excess: Float[Array, ""]) -> Float[Array, ""]:
     """arccosh(1 + excess), 0 where the excess is negative."""
     excess = jnp.maximum(excess, 0.0)
-    return jnp.log1p(excess + jnp.sqrt(excess * (excess + 2.0)))
+    return jnp.log1p(excess + jnp.sqrt(ops.product(excess, excess + 2.0)))
 
 
 def _log_uniform(
     draw: Float[Array, ""], low: Float[Array, ""], high: Float[Array, ""]
 ) -> Float[Array, ""]:
-    return jnp.exp(jnp.log(low) + (jnp.log(high) - jnp.log(low)) * draw)
+    return jnp.exp(ops.between(jnp.log(low), jnp.log(high), draw))
 
 
 def _shared_sides(overlap: Float[Array, ""], shared_width: Float[Array, ""]) -> Float[Array, "2"]:
@@ -220,7 +221,7 @@ def _placed(
     earlier = jnp.where(first, sides[0], sides[1])
     later = jnp.where(first, sides[1], sides[0])
     before = earlier - shared
-    start = place * jnp.maximum(1.0 - (before + later), 0.0)
+    start = ops.product(place, jnp.maximum(1.0 - (before + later), 0.0))
     # Both crops are built outwards from the one shared interval, so that no rounding of their own
     # sides reaches the intersection.
     inner = start + before
@@ -251,7 +252,7 @@ def patch_boxes(key: Key[Array, ""], height: int, width: int, *, area: Scalar) -
     image = jnp.array([height, width], jnp.float32)
     side = jnp.sqrt(jnp.asarray(area, jnp.float32) * (height * width))
     side = jnp.minimum(side, min(height, width))
-    corner = jax.random.uniform(key, (2,), jnp.float32) * (image - side)
+    corner = ops.product(jax.random.uniform(key, (2,), jnp.float32), image - side)
     square = jnp.concatenate([corner, corner + side])
     return jnp.array([0, 0, height, width], jnp.float32), square
 
@@ -282,11 +283,11 @@ def exclusive_boxes(
     stacked = draws[0] < 0.5
     length = jnp.where(stacked, height, width).astype(jnp.float32)
     across = jnp.where(stacked, width, height).astype(jnp.float32)
-    smallest = min_side * min(height, width)
-    band = gap * length
+    smallest = ops.product(min_side, jnp.float32(min(height, width)))
+    band = ops.product(gap, length)
 
     low, high = smallest, length - band - smallest
-    edge = jnp.where(band < 1.0, _pixel_edge(draws[1], low, high), low + (high - low) * draws[1])
+    edge = jnp.where(band < 1.0, _pixel_edge(draws[1], low, high), ops.between(low, high, draws[1]))
     regions = ((jnp.zeros_like(edge), edge), (edge + band, length))
     before, after = (
         _square_within(draws[2 + 3 * k : 5 + 3 * k], *regions[k], across, smallest, stacked)
@@ -320,9 +321,9 @@ def _square_within(
     """
     room = stop - start
     low = jnp.minimum(smallest, room)
-    side = low + (jnp.minimum(room, across) - low) * draws[0]
-    along = start + (room - side) * draws[1]
-    aside = (across - side) * draws[2]
+    side = ops.between(low, jnp.minimum(room, across), draws[0])
+    along = start + ops.product(room - side, draws[1])
+    aside = ops.product(across - side, draws[2])
     # Rounding may carry the sum past the end that the other box relies on.
     y_first = jnp.stack([along, aside, jnp.minimum(along + side, stop), aside + side])
     return jnp.where(stacked, y_first, y_first[jnp.array([1, 0, 3, 2])])

@@ -233,9 +233,7 @@ def evaluation_view(
 ) -> Float[Array, "b {size} {size} c"]:
     """The deterministic test-time images, float32 in [0, 1].
 
-    Square images up to 32 pixels and those that already have the size are taken whole; otherwise
-    the central square of 0.875 of the shorter side (SimCLR, arXiv:2002.05709), resized
-    antialiased and bicubic.
+    The part of them that `evaluation_box` says, resized antialiased and bicubic.
 
     Args:
       images: as the data set has them.
@@ -244,14 +242,25 @@ def evaluation_view(
     images = to_float(images)
     height, width = images.shape[1:3]
     if (height, width) != (size, size):
-        side = min(height, width)
-        side = side if size <= 32 else round(0.875 * side)
-        y0, x0 = (height - side) // 2, (width - side) // 2
-        box = jnp.array([y0, x0, y0 + side, x0 + side], dtype=jnp.float32)
+        box = evaluation_box(height, width, size)
         images = jax.vmap(
             lambda image: resized_crop(image, box, size, filter="bicubic", antialias=True)
         )(images)
     return images
+
+
+def evaluation_box(height: int, width: int, size: int) -> Float[Array, "4"]:
+    """What `evaluation_view` shows of an image: (y0, x0, y1, x1), pixels.
+
+    The whole of an image that already has the size. Otherwise the central square: all of the
+    shorter side for results of up to 32 pixels, 0.875 of it for larger ones (SimCLR,
+    arXiv:2002.05709).
+    """
+    side = min(height, width)
+    if (height, width) != (size, size) and size > 32:
+        side = round(0.875 * side)
+    y0, x0 = (height - side) // 2, (width - side) // 2
+    return jnp.array([y0, x0, y0 + side, x0 + side], dtype=jnp.float32)
 
 
 def to_float(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:

@@ -159,6 +159,8 @@ def _open(
             return image if mode is None else image.convert(mode)
         with PIL.Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as file:
             file.load()
+            if mode is not None and file.mode[0] in "IF":
+                raise ValueError(f"mode {file.mode}, which 8 bits a channel would clip")
             return file if mode is None else file.convert(mode)
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise UnreadableImageError(where, str(error)) from error

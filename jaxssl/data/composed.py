@@ -6,6 +6,7 @@ open the docstring says what was chosen. `COMPOSED` opens them from a config.
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -52,13 +53,13 @@ class DigitOnImage(SourceFields):
     def take(self, rows: Rows) -> "DigitOnImage":
         """See `Source.take`."""
         base = self.base.take(rows)
-        return dataclasses.replace(self, base=base, positions=base.positions)
+        return dataclasses.replace(self, base=base, positions=base.positions, splits=base.splits)
 
     def gather(self, rows: Rows, epochs: Rows | None = None) -> Batch:
         """See `Source.gather`."""
         batch = self.base.gather(rows, epochs)
         when, where = np.zeros(len(rows), np.int64), self.positions[rows]
-        words = raw_words(self.seed, Stream.DIGIT_ON_IMAGE, self.original_split, when, where, 1)
+        words = raw_words(self.seed, Stream.DIGIT_ON_IMAGE, self.splits[rows], when, where, 1)
         assigned = (words[:, 0] % np.uint64(len(self.digits))).astype(np.int64)
         copies = self.resized(assigned)[..., None]
         images = batch["image"].copy()
@@ -112,10 +113,10 @@ def digit_on_image(
         name=f"{base.name} with {digits.name}",
         num_classes=base.num_classes,
         class_names=base.class_names,
-        original_split=base.original_split,
         original_size=base.original_size,
         image_shape=base.image_shape,
         positions=base.positions,
+        splits=base.splits,
         base=base,
         digits=first,
         digit_classes=classes,
@@ -149,7 +150,8 @@ def saturation(*, examples: int, side: int, bits: int, split: Split, seed: int) 
             f"least 1 each, and at most {MAX_BITS} bits."
         )
     indices = np.arange(examples)
-    integers = raw_words(seed, Stream.SATURATION, split, np.zeros_like(indices), indices, 1)
+    zeros = np.zeros_like(indices)
+    integers = raw_words(seed, Stream.SATURATION, zeros + split, zeros, indices, 1)
     channels = (integers >> np.arange(bits, dtype=np.uint64)) & np.uint64(1)
     pixels = (channels * np.uint64(255)).astype(np.uint8)[:, None, None]
     # A view: 50,000 images of 32x32 with 20 channels would take 1 GB.
@@ -162,14 +164,14 @@ def _corners(side: int) -> list[int]:
     return [side * twentieths // 20 for twentieths in (3, 9, 15)]
 
 
-OpenBase = Callable[[str, str, int], Source]
-"""From the name of a set, its ``data_dir`` and ``train_examples`` to the split asked for."""
+OpenBase = Callable[..., Source]
+"""From a set's name, and keywords for what else of ``data`` differs, to the split asked for."""
 
 
 def _open_multi_digits(data: ConfigDict, split: str, open_base: OpenBase) -> Source:
     """``"pretrain"``: many digits; the other splits: single ones."""
     compose = data.compose
-    base = open_base(compose.digits, data.data_dir, data.train_examples)
+    base = open_base(compose.digits)
     if split == "pretrain":
         return multi_digits(
             base,
@@ -188,9 +190,9 @@ def _open_multi_digits(data: ConfigDict, split: str, open_base: OpenBase) -> Sou
 def _open_digit_on_image(data: ConfigDict, split: str, open_base: OpenBase) -> Source:
     """``"pretrain"``: the first K training digits; the other splits: all the digits there are."""
     compose = data.compose
-    digits = open_base(compose.digits, compose.digits_dir, 0)
+    digits = open_base(compose.digits, data_dir=compose.digits_dir, train_examples=0, classes="")
     return digit_on_image(
-        open_base(compose.base, data.data_dir, data.train_examples),
+        open_base(compose.base),
         digits,
         digit_size=compose.digit_size,
         unique_digits=compose.unique_digits if split == "pretrain" else len(digits),
@@ -217,9 +219,35 @@ def _open_saturation(data: ConfigDict, split: str, open_base: OpenBase) -> Sourc
     )
 
 
-COMPOSED: dict[str, Callable[[ConfigDict, str, OpenBase], Source]] = {
-    "multi_digits": _open_multi_digits,
-    "digit_on_image": _open_digit_on_image,
-    "saturation": _open_saturation,
+class Composition(NamedTuple):
+    """A set made of other sets.
+
+    Attributes:
+      open: from a config's ``data`` group, a split and what opens other sets to the examples.
+      reads: keys of ``data.compose``.
+    """
+
+    open: Callable[[ConfigDict, str, OpenBase], Source]
+    reads: tuple[str, ...]
+
+
+COMPOSED = {
+    "multi_digits": Composition(
+        _open_multi_digits,
+        (
+            "digits",
+            "canvas",
+            "count",
+            "sizes",
+            "placement",
+            "combine",
+            "evaluation_size",
+            "seed",
+        ),
+    ),
+    "digit_on_image": Composition(
+        _open_digit_on_image,
+        ("base", "digits", "digits_dir", "digit_size", "unique_digits", "seed"),
+    ),
+    "saturation": Composition(_open_saturation, ("examples", "side", "bits", "seed")),
 }
-"""From a config's ``data`` group, a split and what opens other sets to the examples."""

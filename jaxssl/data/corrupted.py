@@ -35,8 +35,9 @@ class CorruptedSource(SourceFields):
 
     def take(self, rows: Rows) -> "CorruptedSource":
         """See `Source.take`."""
+        source = self.source.take(rows)
         return dataclasses.replace(
-            self, positions=self.positions[rows], source=self.source.take(rows)
+            self, positions=source.positions, splits=source.splits, source=source
         )
 
     def gather(self, rows: Rows, epochs: Rows | None = None) -> Batch:

@@ -8,7 +8,7 @@ the original split as its publisher made it, which survives every cut.
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -64,13 +64,8 @@ class Source(Protocol):
         ...
 
     @property
-    def original_split(self) -> Split:
-        """The publisher's split that the examples come from."""
-        ...
-
-    @property
     def original_size(self) -> int:
-        """Examples of that split before any cut: the entries of a bank keyed by ``index``."""
+        """Examples before any cut: the entries of a bank keyed by ``index``."""
         ...
 
     @property
@@ -81,6 +76,11 @@ class Source(Protocol):
     @property
     def positions(self) -> Int[np.ndarray, " n"]:
         """Position of each row's example in the original split, int64, increasing."""
+        ...
+
+    @property
+    def splits(self) -> Int[np.ndarray, " n"]:
+        """Number in `Split` of the publisher's split that each row's example comes from, int32."""
         ...
 
     @property
@@ -105,7 +105,7 @@ class Source(Protocol):
 
         Returns:
           ``image`` uint8 [B,H,W,C]; ``index`` int32 [B], positions in the original split;
-          ``split`` int32 [B], the number of that split; ``epoch`` int32 [B]; ``original_size``
+          ``split`` int32 [B], the their splits; ``epoch`` int32 [B]; ``original_size``
           int32 [B,2], (height, width) in pixels before the image was brought to the canonical size;
           ``targets``, a dict of arrays that lead with B, of which a set has some or none:
           ``label`` int32 [B] in [0, num_classes); ``presence`` int32 [B,K], 0 or 1 a class;
@@ -124,10 +124,10 @@ class SourceFields:
     name: str
     num_classes: int | None
     class_names: tuple[str, ...] | None
-    original_split: Split
     original_size: int
     image_shape: tuple[int, int, int]
     positions: np.ndarray
+    splits: np.ndarray
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -143,7 +143,7 @@ class SourceFields:
         return {
             "image": images,
             "index": self.positions[rows].astype(np.int32),
-            "split": np.full(len(rows), self.original_split, np.int32),
+            "split": self.splits[rows],
             "epoch": np.zeros(len(rows), np.int32) if epochs is None else epochs.astype(np.int32),
             "original_size": sizes,
             "targets": targets,
@@ -188,6 +188,7 @@ class ArraySource(SourceFields):
         return dataclasses.replace(
             self,
             positions=self.positions[rows],
+            splits=self.splits[rows],
             images=self.images[rows],
             targets={key: values[rows] for key, values in self.targets.items()},
             sizes=self.sizes[rows],
@@ -205,14 +206,16 @@ def check_labels(labels: np.ndarray, num_classes: int | None, name: str) -> np.n
     Raises:
       UserError: if not.
     """
-    if num_classes is None or (
-        len(labels) and not (labels.min() >= 0 and labels.max() < num_classes)
-    ):
+    if num_classes is None or (len(labels) and not _within(labels, 0, num_classes - 1)):
         raise UserError(
             f"labels of {name} lie in [{labels.min()}, {labels.max()}] but it declares "
             f"{num_classes} classes: pass labels from 0 to num_classes - 1, or a split with labels."
         )
     return labels
+
+
+def _within(values: np.ndarray, low: int, high: int) -> bool:
+    return bool(values.min() >= low and values.max() <= high)
 
 
 def _cast(key: str, values: np.ndarray) -> np.ndarray:
@@ -238,6 +241,12 @@ def _check_target(key: str, values: np.ndarray, images: tuple[int, ...], name: s
             f"target {key!r} of {name} is {values.dtype} {list(values.shape)} for images "
             f"{list(images)}: pass {kind} values of shape [{dimensions.replace(' ', ', ')}]."
         )
+    limits = np.iinfo(np.int32)
+    if kind == "integer" and values.size and not _within(values, limits.min, limits.max):
+        raise UserError(
+            f"target {key!r} of {name} lies in [{values.min()}, {values.max()}], more than int32 "
+            "holds: number its classes from 0."
+        )
 
 
 def _wrong_rows(key: str, values: np.ndarray, images: int, name: str) -> str:
@@ -249,7 +258,7 @@ def array_source(
     name: str,
     split: Split,
     images: np.ndarray,
-    targets: dict[str, np.ndarray],
+    targets: Mapping[str, Any],
     *,
     num_classes: int | None = None,
     class_names: tuple[str, ...] | None = None,
@@ -260,8 +269,8 @@ def array_source(
       name: what error messages call it.
       split: which split it is; part of the key of every draw made for its images.
       images: uint8 [N,H,W,C], C any number of channels.
-      targets: arrays that lead with N, named and shaped as those of `Source.gather`, of any
-        integer dtype where int32 is meant and of any real one where float32 is.
+      targets: arrays or lists that lead with N, named and shaped as those of `Source.gather`, of
+        any integer dtype where int32 is meant and of any real one where float32 is.
       num_classes: number of classes of ``label``.
       class_names: their names.
 
@@ -274,18 +283,19 @@ def array_source(
             "with C = 1."
         )
     size = np.array(images.shape[1:3], np.int32)
-    for key, values in targets.items():
+    arrays = {key: np.asarray(values) for key, values in targets.items()}
+    for key, values in arrays.items():
         _check_target(key, values, images.shape, name)
     return ArraySource(
         name=name,
         num_classes=num_classes,
         class_names=class_names,
-        original_split=split,
         original_size=len(images),
         image_shape=(int(size[0]), int(size[1]), images.shape[3]),
         positions=np.arange(len(images)),
+        splits=np.full(len(images), split, np.int32),
         images=images,
-        targets={key: _cast(key, values) for key, values in targets.items()},
+        targets={key: _cast(key, values) for key, values in arrays.items()},
         sizes=np.tile(size, (len(images), 1)),
     )
 
@@ -352,10 +362,10 @@ def in_memory(source: Source) -> ArraySource:
         name=source.name,
         num_classes=source.num_classes,
         class_names=source.class_names,
-        original_split=source.original_split,
         original_size=source.original_size,
         image_shape=source.image_shape,
         positions=source.positions,
+        splits=source.splits,
         images=images,
         targets={key: np.concatenate([part[key] for part in parts]) for key in parts[0]},
         sizes=sizes,

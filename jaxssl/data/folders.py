@@ -45,6 +45,7 @@ class FolderSource(SourceFields):
         return dataclasses.replace(
             self,
             positions=self.positions[rows],
+            splits=self.splits[rows],
             files=tuple(self.files[row] for row in rows),
             targets={key: values[rows] for key, values in self.targets.items()},
             masks=None if self.masks is None else tuple(self.masks[row] for row in rows),
@@ -140,10 +141,10 @@ def _source(
     defaults = {"num_classes": None, "class_names": None}
     return FolderSource(
         name=f"{pathlib.Path(config.data_dir).name}/{part.name}",
-        original_split=PUBLISHED[published],
         original_size=len(files),
         image_shape=(config.image_size, config.image_size, 3),
         positions=np.arange(len(files)),
+        splits=np.full(len(files), PUBLISHED[published], np.int32),
         files=tuple(str(file) for file in files),
         targets=targets,
         **(defaults | fields),

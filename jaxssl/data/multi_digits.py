@@ -31,19 +31,27 @@ class Stream(enum.IntEnum):
 
 
 def raw_words(
-    seed: int, stream: Stream, split: Split, epochs: np.ndarray, indices: np.ndarray, count: int
+    seed: int,
+    stream: Stream,
+    splits: np.ndarray,
+    epochs: np.ndarray,
+    indices: np.ndarray,
+    count: int,
 ) -> UInt[np.ndarray, "b count"]:
     """The first ``count`` raw words of `host_bits` for each item.
 
-    To make a generator costs five times as much as to move one, so a single one is moved.
+    To make a generator costs five times as much as to move one, so one a split is moved.
     """
-    bits = host_bits(seed, Purpose.COMPOSITION, split, 0, 0, stream)
-    state = bits.state
     words = np.empty((len(indices), count), np.uint64)
-    for row, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist(), strict=True)):
-        state["state"]["counter"][2:] = index, epoch
-        bits.state = state
-        words[row] = bits.random_raw(count)
+    for split in np.unique(splits):
+        bits = host_bits(seed, Purpose.COMPOSITION, Split(split), 0, 0, stream)
+        state = bits.state
+        rows = np.flatnonzero(splits == split)
+        items = zip(rows, epochs[rows].tolist(), indices[rows].tolist(), strict=True)
+        for row, epoch, index in items:
+            state["state"]["counter"][2:] = index, epoch
+            bits.state = state
+            words[row] = bits.random_raw(count)
     return words
 
 
@@ -151,7 +159,7 @@ class MultiDigits(SourceFields):
 
     def take(self, rows: Rows) -> "MultiDigits":
         """See `Source.take`; the items stay what they were, drawn from all the digits."""
-        return dataclasses.replace(self, positions=self.positions[rows])
+        return dataclasses.replace(self, positions=self.positions[rows], splits=self.splits[rows])
 
     def gather(self, rows: Rows, epochs: Rows | None = None) -> Batch:
         """See `Source.gather`.
@@ -162,9 +170,7 @@ class MultiDigits(SourceFields):
         count = len(self.sizes)
         when = np.zeros(len(rows), np.int64) if epochs is None else epochs
         where = self.positions[rows]
-        words = raw_words(
-            self.seed, Stream.MULTI_DIGITS, self.original_split, when, where, 2 * count
-        )
+        words = raw_words(self.seed, Stream.MULTI_DIGITS, self.splits[rows], when, where, 2 * count)
         drawn = (words[:, 0::2] % np.uint64(len(self.digits))).astype(np.int64)
         corners = PLACEMENTS[self.placement](words[:, 1::2], self.sizes, self.canvas)
         digits = [resized(drawn[:, slot]) for slot, resized in enumerate(self.resized)]
@@ -230,10 +236,10 @@ def multi_digits(
         name=f"{count} of {base.name} on {canvas}x{canvas}",
         num_classes=None,
         class_names=base.class_names,
-        original_split=base.original_split,
         original_size=base.original_size,
         image_shape=(canvas, canvas, 1),
         positions=base.positions,
+        splits=base.splits,
         digits=digits,
         digit_classes=classes,
         canvas=canvas,
@@ -266,12 +272,14 @@ class SingleDigit(SourceFields):
         """See `Source.take`."""
         kept = self.digits.take(rows)
         digits = ResizedDigits(kept.images, self.size)
-        return dataclasses.replace(self, positions=kept.positions, digits=kept, resized=digits)
+        return dataclasses.replace(
+            self, positions=kept.positions, splits=kept.splits, digits=kept, resized=digits
+        )
 
     def gather(self, rows: Rows, epochs: Rows | None = None) -> Batch:
         """See `Source.gather`; the same in every epoch."""
         when, where = np.zeros(len(rows), np.int64), self.positions[rows]
-        words = raw_words(self.seed, Stream.SINGLE_DIGIT, self.original_split, when, where, 1)
+        words = raw_words(self.seed, Stream.SINGLE_DIGIT, self.splits[rows], when, where, 1)
         corners = _random_corners(words, (self.size,), self.canvas)
         images = _compose([self.resized(rows)], corners, self.canvas, np.maximum)
         sizes = np.full((len(rows), 2), self.canvas, np.int32)
@@ -301,10 +309,10 @@ def single_digit(base: Source, *, canvas: int, size: int, seed: int) -> SingleDi
         name=f"{base.name} on {canvas}x{canvas}",
         num_classes=classes,
         class_names=base.class_names,
-        original_split=base.original_split,
         original_size=base.original_size,
         image_shape=(canvas, canvas, 1),
         positions=base.positions,
+        splits=base.splits,
         digits=digits,
         canvas=canvas,
         size=size,

@@ -7,6 +7,7 @@ alone: no draw, no seed.
 import dataclasses
 import fractions
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -35,6 +36,7 @@ from jaxssl.data.folders import (
 from jaxssl.data.imagenet100 import IMAGENET100
 from jaxssl.data.tfds_sets import TfdsSource, open_tfds, tfds_splits
 from jaxssl.errors import UserError, choose
+from jaxssl.randomness import check_seed
 
 __all__ = [
     "KINDS",
@@ -266,13 +268,27 @@ def pretraining_split(config: ConfigDict) -> str:
 
 def _open_composed(config: ConfigDict, split: str) -> Source:
     """A set made of other sets, which are cut as they are by themselves."""
+    composition = COMPOSED[config.name]
+    given = config.compose if "compose" in config else ()
+    missing = [key for key in composition.reads if key not in given]
+    if missing:
+        raise UserError(
+            f"data.name={config.name!r} reads data.compose, which lacks {', '.join(missing)}: "
+            f"start from the recipe configs/pretrain/{config.name}.py."
+        )
+    check_seed("data.compose.seed", config.compose.seed)
 
-    def open_base(name: str, data_dir: str, train_examples: int) -> Source:
+    def open_base(name: str, **changes: Any) -> Source:
+        if name in COMPOSED:
+            raise UserError(
+                f"{name!r} is composed itself, so {config.name!r} cannot be made of it: choose "
+                "another set."
+            )
         base = config.copy_and_resolve_references()
-        base.update(name=name, data_dir=data_dir, train_examples=train_examples)
+        base.update(name=name, **changes)
         return load(base, split)
 
-    return COMPOSED[config.name](config, split, open_base)
+    return composition.open(config, split, open_base)
 
 
 def load(config: ConfigDict, split: str, *, memory_limit_bytes: int = 2**31) -> Source:

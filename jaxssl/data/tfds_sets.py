@@ -99,7 +99,7 @@ class TfdsSource(SourceFields):
 
     def take(self, rows: Rows) -> "TfdsSource":
         """See `Source.take`."""
-        return dataclasses.replace(self, positions=self.positions[rows])
+        return dataclasses.replace(self, positions=self.positions[rows], splits=self.splits[rows])
 
     def gather(self, rows: Rows, epochs: Rows | None = None) -> Batch:
         """See `Source.gather`.
@@ -217,8 +217,8 @@ def tfds_splits(config: ConfigDict) -> Sequence[str]:
 def open_tfds(config: ConfigDict, published: str) -> TfdsSource:
     """A published split of a prepared set.
 
-    ``"pretrain"`` is the train split and after it the unlabelled one (STL-10), without labels; its
-    examples are of `Split.UNLABELLED` and their positions count on from those of train.
+    ``"pretrain"`` is the train split and after it the unlabelled one (STL-10), without labels;
+    positions in the latter count on from those of train.
     """
     import tensorflow_datasets as tfds
 
@@ -258,14 +258,17 @@ def open_tfds(config: ConfigDict, published: str) -> TfdsSource:
             decoders={key: tfds.decode.SkipDecoding() for key in encoded},
         )
         size = len(records)
+    splits = np.full(size, PUBLISHED["train" if pretrain else published], np.int32)
+    if pretrain:
+        splits[builder.info.splits["train"].num_examples :] = Split.UNLABELLED
     return TfdsSource(
         name=config.name,
         num_classes=None if label is None else label.num_classes,
         class_names=None if label_of is None else tuple(label_of.names),
-        original_split=Split.UNLABELLED if pretrain else PUBLISHED[published],
         original_size=size,
         image_shape=(height, width, channels or 3),
         positions=np.arange(size),
+        splits=splits,
         records=records,
         beside=beside,
     )

@@ -157,6 +157,19 @@ def test_without_augmentation_views_are_the_test_time_images():
         assert not np.any(views.flipped[view])
 
 
+def test_without_augmentation_boxes_say_what_is_shown():
+    sizes = {"views.view1.size": 40, "views.view2.size": 16}
+    config = config_with(**sizes, **{"corruption.order": "no_aug"})
+    batch = batch_of()
+    striped = np.zeros((len(batch["index"]), 64, 96, 3), np.uint8)
+    striped[:, 4:60, 20:76] = 255  # .875 of the shorter side, in the middle
+    views = make_policy(config)(batch | {"image": jnp.asarray(striped)}, traced_scalars(config))
+    assert np.all(views.boxes[0] == np.array([4, 20, 60, 76]))
+    assert np.all(views.boxes[1] == np.array([0, 16, 64, 80]))
+    assert views.images[0].min() > 0.999
+    assert views.images[1].min() == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -348,6 +348,8 @@ def test_views_are_within_range(batch):
         ("crop_scale", (0.0, 1.0), r"crop_scale=\(0.0, 1.0\)"),
         ("hue", 0.6, "hue=0.6"),
         ("blur_kernel_size", 4, "blur_kernel_size=4"),
+        ("blur_kernel_size", -1, "blur_kernel_size=-1"),
+        ("blur_kernel_size", 2 * EVERYTHING.size + 1, "at most"),
         ("crop_filter", "lanczos", "crop_filter='lanczos'"),
     ],
 )
@@ -369,7 +371,9 @@ def test_evaluation_view_of_the_right_size_is_the_image(batch):
 @pytest.mark.parametrize(
     ("height", "width", "size", "box"),
     [
-        (20, 20, 16, (0, 0, 20, 20)),  # small: whole
+        (20, 20, 16, (0, 0, 20, 20)),  # a small view: whole
+        (80, 80, 32, (0, 0, 80, 80)),
+        (32, 32, 64, (2, 2, 30, 30)),  # a small image alone does not make it so
         (64, 64, 40, (4, 4, 60, 60)),  # .875 of 64 is 56
         (64, 96, 40, (4, 20, 60, 76)),
         (8, 8, 16, (0, 0, 8, 8)),

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.common import data_group
+from configs.pretrain import digit_on_image as recipe
+from jaxssl.data import sources
 from jaxssl.data.composed import digit_on_image, saturation
 from jaxssl.data.examples import ArraySource, Source, array_source
 from jaxssl.data.multi_digits import multi_digits, single_digit
@@ -63,7 +65,7 @@ def canvases(base, count=3, sizes=(8,), placement="random", combine="max", seed=
 
 def raw(source, row, epoch, stream):
     """The item's own words, from a generator that has nothing but its key."""
-    index, split = int(source.positions[row]), source.original_split
+    index, split = int(source.positions[row]), Split(source.splits[row])
     bits = host_bits(source.seed, Purpose.COMPOSITION, split, epoch, index, stream)
     return [int(word) for word in bits.random_raw(64)]
 
@@ -139,7 +141,7 @@ def test_an_item_depends_on_its_position_and_epoch_alone(digits, name):
     assert whole["image"].dtype == np.uint8
     np.testing.assert_array_equal(whole["index"], source.positions[rows])
     np.testing.assert_array_equal(whole["epoch"], epochs)
-    assert (whole["split"] == source.original_split).all()
+    np.testing.assert_array_equal(whole["split"], source.splits[rows])
     for some in (np.arange(40)[::-1], np.array([3]), rng.permutation(40)[:17]):
         assert_same(part(whole, some), again.gather(rows[some], epochs[some]))
 
@@ -473,6 +475,39 @@ def test_what_the_other_sets_refuse(digits):
         arguments = {"examples": 2, "side": 1, "bits": 3, **changes}
         with pytest.raises(UserError, match="make no saturation set"):
             saturation(**arguments, split=Split.TRAIN, seed=0)
+
+
+def composed_config(data_config, recipe, arguments, **changes):
+    config = data_config(**{"name": recipe.get_config(arguments).data.name, **changes})
+    config.compose = recipe.get_config(arguments).data.compose
+    return config
+
+
+def test_sets_of_sets_of_sets_and_sets_without_settings_are_refused(data_config):
+    config = composed_config(data_config, recipe, "base=digits,digits=digits")
+    config.compose.base = "multi_digits"
+    with pytest.raises(UserError, match="'multi_digits' is composed itself"):
+        load(config, "train")
+    config.update(name="digit_on_image", compose={**config.compose, "base": "digits", "seed": -1})
+    with pytest.raises(UserError, match=r"data\.compose\.seed=-1 is out of range"):
+        load(config, "train")
+    config.name = "multi_digits"
+    with pytest.raises(UserError, match=r"lacks canvas, count.* configs/pretrain/multi_digits.py"):
+        load(config, "train")
+    with pytest.raises(UserError, match=r"lacks base, digits.* configs/pretrain/digit_on_image.py"):
+        load(data_config("digit_on_image"), "train")
+
+
+def test_a_list_of_classes_is_the_images_alone(data_config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sources.CLASS_LISTS, "two", ("ant", "cat"))
+    for name in ("ant", "bee", "cat"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        PIL.Image.new("RGB", (32, 32)).save(tmp_path / "train" / name / "0.png")
+    config = composed_config(data_config, recipe, "base=folder,digits=digits,digit_size=8")
+    config.update(data_dir=str(tmp_path), classes="two", image_size=32)
+    source = load(config, "train")
+    assert source.class_names == ("ant", "cat")
+    assert source.digit_classes == 10
 
 
 # Real images.

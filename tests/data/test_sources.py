@@ -86,7 +86,7 @@ def test_digits_are_the_embedded_ones_and_the_last_360_are_the_test(data_config)
     assert isinstance(train, Source)
     assert (len(train), len(test)) == (1437, 360)
     assert (train.original_size, test.original_size) == (1437, 360)
-    assert (train.original_split, test.original_split) == (Split.TRAIN, Split.TEST)
+    assert (set(train.splits), set(test.splits)) == ({Split.TRAIN}, {Split.TEST})
     assert train.image_shape == (8, 8, 1)
     assert train.num_classes == 10
     images = np.concatenate([everything(train)["image"], everything(test)["image"]])[..., 0]
@@ -107,7 +107,7 @@ def test_digits_validation_keeps_every_class_its_share(data_config):
     )
     assert not set(train.positions) & set(validation.positions)
     assert (train.original_size, validation.original_size) == (1437, 1437)
-    assert validation.original_split == Split.TRAIN
+    assert set(validation.splits) == {Split.TRAIN}
     counts = np.bincount(everything(validation)["targets"]["label"])
     whole = np.bincount(sklearn.datasets.load_digits().target[:1437])
     assert np.abs(counts - whole / 10).max() <= 1
@@ -185,6 +185,8 @@ def test_arrays_of_any_number_of_channels_with_every_target(channels):
         ("label", np.array(["a", "b"]), "is <U1"),
         ("label", np.zeros((2, 1), np.int32), r"int32 \[2, 1\]"),
         ("label", np.array(3), "has no rows for 2 images"),
+        ("label", np.array([0, 2**32]), r"lies in \[0, 4294967296\], more than int32 holds"),
+        ("label", [0.5, 1.0], "float64"),
         ("presence", np.zeros(2, np.int32), r"shape \[N, K\]"),
         ("digit", np.zeros(2, np.float32), "float32"),
         ("boxes", np.zeros((2, 4), np.float32), r"real values of shape \[N, M, 4\]"),
@@ -200,6 +202,12 @@ def test_targets_of_a_wrong_type_or_shape_are_refused_in_words(key, values, mess
     images = np.zeros((2, 4, 5, 1), np.uint8)
     with pytest.raises(UserError, match=message):
         array_source("mine", Split.TRAIN, images, {key: values}, num_classes=5)
+
+
+def test_lists_serve_as_targets():
+    images = np.zeros((3, 4, 4, 1), np.uint8)
+    source = array_source("mine", Split.TRAIN, images, {"label": [2, 0, 1]}, num_classes=3)
+    assert source.gather(np.arange(3))["targets"]["label"].tolist() == [2, 0, 1]
 
 
 def test_images_of_another_than_the_declared_shape_are_refused():
@@ -218,7 +226,7 @@ def test_a_folder_lists_classes_of_train_in_sorted_order(data_config, folder):
     assert train.class_names == test.class_names == ("ant", "bee", "cat")
     assert np.bincount(everything(train)["targets"]["label"]).tolist() == [7, 5, 6]
     assert np.bincount(everything(test)["targets"]["label"]).tolist() == [2, 0, 2]
-    assert (train.original_split, test.original_split) == (Split.TRAIN, Split.VALIDATION)
+    assert (set(train.splits), set(test.splits)) == ({Split.TRAIN}, {Split.VALIDATION})
     assert train.image_shape == (8, 8, 3)
     files = [f"{folder}/train/ant/{number}.png" for number in range(7)]
     assert list(train.files[:7]) == files
@@ -264,7 +272,7 @@ def test_a_folder_with_validation_and_test_has_all_three(data_config, tmp_path):
         (tmp_path / part / "a").mkdir(parents=True)
         PIL.Image.new("RGB", (8, 8)).save(tmp_path / part / "a" / "0.jpg")
     config = data_config("folder", tmp_path, 8)
-    splits = [load(config, s).original_split for s in ("train", "validation", "test")]
+    splits = [load(config, s).splits[0] for s in ("train", "validation", "test")]
     assert splits == [Split.TRAIN, Split.VALIDATION, Split.TEST]
 
 
@@ -301,6 +309,15 @@ def test_an_unreadable_file_is_named(data_config, tmp_path, damage, memory_limit
     config = data_config("folder", tmp_path, 8)
     with pytest.raises(UserError, match=r"broken\.jpg is not a readable image"):
         everything(load(config, "train", memory_limit_bytes=memory_limit_bytes))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_grey_images_of_more_than_8_bits_are_refused(data_config, tmp_path, dtype):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(dtype)
+    PIL.Image.fromarray(ramp).save(tmp_path / "train" / "a" / "deep.tif")
+    with pytest.raises(UserError, match=r"deep\.tif is not a readable image \(mode [IF].* clip"):
+        load(data_config("folder", tmp_path, 8), "train")
 
 
 # TFDS; more in test_sources_tfds.py.
@@ -366,7 +383,7 @@ def test_real_cifar10_parts(data_config, real_tfds, monkeypatch):
     # with 9 degrees of freedom, whose 99.9th percentile is 27.9.
     counts = np.bincount(everything(validation)["targets"]["label"], minlength=10)
     assert np.sum((counts - 500) ** 2 / 500) < 27.9
-    assert test.original_split == Split.TEST
+    assert set(test.splits) == {Split.TEST}
 
 
 def test_gather_checks_its_rows():

@@ -44,7 +44,7 @@ def test_a_test_part_is_cut_from_a_set_with_only_a_train_split(data_config, fold
     assert parts["validation"].positions.tolist() == rest[3::4]
     assert parts["train"].positions.tolist() == [i for n, i in enumerate(rest) if n % 4 != 3]
     for part in parts.values():
-        assert part.original_split == Split.TRAIN
+        assert set(part.splits) == {Split.TRAIN}
         assert part.original_size == 18
     few = data_config("folder", root, 8, test_fraction=1 / 3, train_examples=6)
     np.testing.assert_array_equal(load(few, "test").positions, parts["test"].positions)
@@ -93,7 +93,7 @@ def test_splits_of_images_without_labels(data_config, tmp_path):
             save(tmp_path / part / f"{number}.png")
     config = data_config("images", tmp_path, 8)
     assert [len(load(config, s)) for s in ("pretrain", "train", "test")] == [3, 3, 2]
-    assert load(config, "test").original_split == Split.VALIDATION
+    assert set(load(config, "test").splits) == {Split.VALIDATION}
     (tmp_path / "train").rename(tmp_path / "other")
     with pytest.raises(UserError, match=r"has val/ but no train/"):
         load(config, "train")
