@@ -4,7 +4,7 @@ checkpoint -> frozen encoder -> features -> linear classifiers -> accuracy on th
 the run's ``config.json`` and the encoder's leaves of one checkpoint, nothing else; whatever is
 chosen is chosen on the validation split. Images are corrupted as the run's were, the test images
 otherwise if ``--probe.test_corruption`` says so. Writes
-``evaluations/linear_probe-<step>[-<target>][-<test corruption>]/card.json``.
+``evaluations/linear_probe-<step>[-<target>][-<size>][-<test corruption>]/card.json``.
 """
 
 import pathlib
@@ -116,9 +116,23 @@ def open_splits(
     Raises:
       UserError: if there is none of them, or the corruption cannot be.
     """
+    if settings.evaluation_size:
+        if config.data.name != "multi_digits" or sources is not None:
+            raise UserError(
+                f"probe.evaluation_size={settings.evaluation_size} is for runs on multi_digits, "
+                "and this run's data are others: leave it at 0."
+            )
+        config = config.copy_and_resolve_references()
+        config.data.compose.evaluation_size = settings.evaluation_size
     examples, view = Examples(config, sources), make_clean_view(config)
     parts = {name: Part(examples[name], view) for name in ("train", "validation")}
     if settings.test_corruption.name == probe.AS_TRAINED:
+        _, *ignored = setting_name(settings.test_corruption).split("-", 1)
+        if ignored:
+            raise UserError(
+                f"probe.test_corruption has {ignored[0]} but no name, and without one the test "
+                "images are corrupted as in training: give --probe.test_corruption.name too."
+            )
         return parts | {"test": Part(examples["test"], view)}
     other = config.copy_and_resolve_references()
     other.corruption = settings.test_corruption
@@ -140,6 +154,8 @@ def _card_name(step: int, settings: ConfigDict) -> str:
     parts = ["linear_probe", str(step)]
     if settings.target != "label":
         parts.append(settings.target)
+    if settings.evaluation_size:
+        parts.append(f"evaluation_size={settings.evaluation_size}")
     if settings.test_corruption.name != probe.AS_TRAINED:
         parts.append(setting_name(settings.test_corruption))
     return "-".join(parts)

@@ -180,14 +180,46 @@ def test_many_digits_are_trained_on_and_single_ones_probed(tmp_path):
     assert card["examples"]["test"] == 360
     assert np.isfinite(read_metrics(tmp_path / "run")[-1]["knn"])
 
+    larger, own = quick_settings(evaluation_size=16), quick_settings()
+    parts = {size: open_splits(config, size_of, None) for size, size_of in ((16, larger), (8, own))}
+    for split in ("train", "validation", "test"):
+        assert [parts[size][split].source.size for size in (8, 16)] == [8, 16]
+    _, path = linear_probe(tmp_path / "run", None, larger, baselines=False)
+    assert path.parent.name == "linear_probe-4-evaluation_size=16"
+
+
+def test_a_size_of_digits_is_refused_where_there_are_none(shuffled_run):
+    with pytest.raises(UserError, match="evaluation_size=16 is for runs on multi_digits"):
+        linear_probe(shuffled_run, None, quick_settings(evaluation_size=16), baselines=False)
+
+
+def test_a_test_corruption_without_a_name_is_refused(shuffled_run):
+    told = quick_settings(**{"test_corruption.severity": 5})
+    with pytest.raises(
+        UserError, match=r"has severity=5 but no name.*test_corruption\.name"
+    ):
+        linear_probe(shuffled_run, None, told, baselines=False)
+
+
+@pytest.mark.parametrize(
+    "seed", [{"corruption.seed": -1}, {"randbit.seed": 2**32}, {"data_seed": 2**32}]
+)
+def test_a_seed_that_is_none_is_refused(tmp_path, seed):
+    ((name, value),) = seed.items()
+    with pytest.raises(UserError, match=f"{name}={value} is out of range: use 0 to 4294967295"):
+        pretrain(config_with(**seed), tmp_path / "run")
+
 
 def test_a_target_that_is_not_there_is_refused(shuffled_run):
     with pytest.raises(UserError, match="has no target 'digit' to probe: it has label"):
         linear_probe(shuffled_run, None, quick_settings(target="digit"), baselines=False)
 
 
-def test_a_size_that_cannot_be_cut_is_refused_before_anything_is_written(tmp_path):
-    config = config_with(**SHUFFLE | {"corruption.patches": 3})
+@pytest.mark.parametrize("order", ["corrupt_aug", "aug_corrupt"])
+@pytest.mark.parametrize("name", ["global_shuffle", "local_shuffle"])
+def test_a_size_that_cannot_be_cut_is_refused_before_anything_is_written(tmp_path, name, order):
+    changes = {"corruption.name": name, "corruption.order": order, "corruption.patches": 3}
+    config = config_with(**changes)
     with pytest.raises(UserError, match="8x8 pixels cannot be cut into 3x3 patches"):
         pretrain(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -34,6 +34,7 @@ def default_config() -> ConfigDict:
     config.feature_batch_size = 512  # images a pass through the frozen encoder
     config.labels_per_class = 10  # images a class in the row with few labels
     config.target = "label"  # what is predicted: a target of the data set, such as "digit"
+    config.evaluation_size = 0  # of multi_digits: pixels of the one digit; 0: the run's own
     config.test_corruption = corrupting.default_config()  # of the test split alone
     config.test_corruption.name = AS_TRAINED  # the run's own
 
