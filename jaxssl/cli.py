@@ -3,11 +3,13 @@
 import errno
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from jaxssl import distributed
 from jaxssl.errors import UserError
 
 
@@ -24,19 +26,26 @@ def launch(program: Callable[[flags.FlagValues], None]) -> None:
     try:
         _parse(sys.argv)
         program(flags.FLAGS)
-    except UserError as error:
-        _fail(str(error))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (Exception, KeyboardInterrupt) as error:
+        status, sentence = _explain(error)
+        if sentence is None and not distributed.is_initialized():
             raise
-        _fail(f"the disk is full ({error.filename or error}): free some space and run it again.")
-    except KeyboardInterrupt:
-        _fail("interrupted: run the same command again to go on from the last checkpoint.", 130)
+        if sentence is None:
+            traceback.print_exc()
+        else:
+            print(f"error: {sentence}", file=sys.stderr)
+        distributed.leave(status)
 
 
-def _fail(sentence: str, status: int = 2) -> None:
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(status)
+def _explain(error: BaseException) -> tuple[int, str | None]:
+    """The exit status, and the sentence for the user; None for a defect of the program."""
+    if isinstance(error, UserError):
+        return 2, str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return 2, f"the disk is full ({error.filename or error}): free some space and run it again."
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted: run the same command again to go on from the last checkpoint."
+    return 1, None
 
 
 def _parse(argv: list[str]) -> None:

@@ -14,6 +14,8 @@ import sys
 import tempfile
 import time
 
+SECONDS_TO_STOP = 10.0
+
 
 def free_port() -> int:
     """A port of this machine that nobody listens on now."""
@@ -26,30 +28,46 @@ def launch(count: int, command: list[str]) -> int:
     """Runs the job; returns the first non-zero exit status, or 0."""
     address = f"127.0.0.1:{free_port()}"
     processes, outputs = [], []
-    for number in range(count):
-        environment = os.environ | {
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_NUM_PROCESSES": str(count),
-            "JAX_PROCESS_ID": str(number),
-        }
-        output = tempfile.TemporaryFile() if number else None  # noqa: SIM115 (read at the end)
-        processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
-        outputs.append(output)
-    while True:
-        codes = [process.poll() for process in processes]
-        failed = [number for number, code in enumerate(codes) if code]
-        if failed or all(code == 0 for code in codes):
-            break
-        time.sleep(0.1)
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
+    try:
+        for number in range(count):
+            environment = os.environ | {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(number),
+            }
+            output = tempfile.TemporaryFile() if number else None  # noqa: SIM115 (read at the end)
+            outputs.append(output)
+            processes.append(
+                subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+            )
+        while True:
+            codes = [process.poll() for process in processes]
+            failed = [number for number, code in enumerate(codes) if code]
+            if failed or all(code == 0 for code in codes):
+                break
+            time.sleep(0.1)
+    finally:
+        stop(processes)
     for number in failed:
         if outputs[number] is not None:
             outputs[number].seek(0)
-            sys.stderr.write(f"process {number}:\n{outputs[number].read().decode()}")
+            text = outputs[number].read().decode(errors="replace")
+            sys.stderr.write(f"process {number}:\n{text}")
     return codes[failed[0]] if failed else 0
+
+
+def stop(processes: list[subprocess.Popen]) -> None:
+    """Ends the processes that still run: politely, then by force."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    for process in processes:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            # JAX catches the polite signal for its notice of preemption, and goes on.
+            process.kill()
+            process.wait()
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 from kill_and_resume import checkpoint_arrays, metric_rows
 from tiny import config_for
 
@@ -93,3 +95,49 @@ def test_a_failing_process_ends_the_job():
         timeout=30,
     )
     assert done.returncode == 3
+
+
+REFUSES_IN_ONE = """
+import sys, time
+import jax
+from jaxssl import cli, distributed
+from jaxssl.errors import UserError
+
+def program(values):
+    distributed.initialize()
+    jax.devices()
+    if jax.process_index() == 1:
+        raise {error}
+    while True:
+        time.sleep(0.1)
+
+cli.launch(program)
+"""
+# The time of the polite signal is spent to the end, so it is a short one here.
+LAUNCHER = "import sys, local; local.SECONDS_TO_STOP = 1.0; sys.exit(local.launch(2, sys.argv[1:]))"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        ("UserError('mend this')", 2, "process 1:\nerror: mend this\n"),
+        ("ZeroDivisionError('a defect')", 1, "ZeroDivisionError: a defect\n"),
+    ],
+    ids=["sentence", "traceback"],
+)
+def test_a_failure_among_processes_that_have_met_ends_the_job(error, status, said):
+    job = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, sys.executable, "-c", REFUSES_IN_ONE.format(error=error)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{HOUSE}:{HOUSE / 'launch'}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        stderr = job.communicate(timeout=60)[1]
+    finally:
+        if job.poll() is None:  # it hangs, and its processes with it
+            os.killpg(job.pid, signal.SIGKILL)
+            job.communicate()
+    assert job.returncode == status, stderr[-3000:]
+    assert said in stderr
