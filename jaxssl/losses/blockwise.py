@@ -71,7 +71,7 @@ def self_logsumexp(
       block_size: side of a tile. None chooses by size; as many as there are rows or more is the
         plain form, which can be differentiated any number of times.
     """
-    if axis_name is not None or _is_plain(z.shape[0], z.shape[0], block_size):
+    if axis_name is not None or is_plain(z.shape[0], z.shape[0], block_size):
         keys, key_tags = gather(z, axis_name), gather(tags, axis_name)
         return cross_logsumexp(scale * z, keys, tags, key_tags, allowed, block_size)
     block = block_size or _default_block(z.shape[0], *z.shape)
@@ -94,7 +94,7 @@ def pair_logsumexp(
     Arguments as for ``self_logsumexp``, whose logsumexp over rows it is. Blockwise, the gradient is
     gathered along with the sum, so that no tile is computed again in the backward pass.
     """
-    if axis_name is not None or _is_plain(z.shape[0], z.shape[0], block_size):
+    if axis_name is not None or is_plain(z.shape[0], z.shape[0], block_size):
         rows = self_logsumexp(
             z, tags, scale=scale, allowed=allowed, axis_name=axis_name, block_size=block_size
         )
@@ -116,7 +116,7 @@ def cross_logsumexp(
 
     ``block_size`` as for ``self_logsumexp``. A scale goes into ``rows``.
     """
-    if _is_plain(rows.shape[0], keys.shape[0], block_size):
+    if is_plain(rows.shape[0], keys.shape[0], block_size):
         logits = jnp.where(allowed(row_tags, key_tags), _dot(rows, keys.T), -jnp.inf)
         return jax.nn.logsumexp(logits, axis=1)
     rows, keys = varying_like(rows, keys), varying_like(keys, rows)
@@ -135,7 +135,7 @@ def same_class_sums(
     block_size: int | None,
 ) -> tuple[Float[Array, "r d"], Float[Array, " r"]]:
     """Sum of the keys that ``same_class`` allows for each row, and their number."""
-    if _is_plain(row_tags.shape[0], keys.shape[0], block_size):
+    if is_plain(row_tags.shape[0], keys.shape[0], block_size):
         mask = same_class(row_tags, key_tags).astype(keys.dtype)
         return _dot(mask, keys), jnp.sum(mask, axis=1)
     rows, most = row_tags.shape[0], max(row_tags.shape[0], keys.shape[0])
@@ -146,7 +146,8 @@ def same_class_sums(
     return _untile(sums, rows), _untile(counts.T, rows)
 
 
-def _is_plain(rows: int, keys: int, block_size: int | None) -> bool:
+def is_plain(rows: int, keys: int, block_size: int | None) -> bool:
+    """Whether the matrix of these rows and keys is built whole."""
     if block_size is None:
         return rows * keys <= PLAIN_LOGITS
     if block_size < 1:

@@ -6,6 +6,8 @@ with cells for embeddings.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,9 @@ from jaxssl.losses.arrays import (
     normalize,
 )
 from jaxssl.losses.blockwise import (
+    PLAIN_LOGITS,
     cross_logsumexp,
+    is_plain,
     other_group,
     pair_logsumexp,
     self_logsumexp,
@@ -198,10 +202,26 @@ def dense_uniformity(
     else:
         # One cell index at a time: [2B, P, D] rows run over images and views within each.
         by_cell = jnp.swapaxes(z.reshape(2 * batch, cells, -1), 0, 1)
-        potential = jax.vmap(pairs_of, in_axes=(0, None))(by_cell, images[::cells])
-        potential = jax.nn.logsumexp(potential)
+        of_cells = _for_each(partial(pairs_of, tags=images[::cells]), by_cell, views, block_size)
+        potential = jax.nn.logsumexp(of_cells)
         number = views * others * cells
     return mean_over_shards(potential - slope - math.log(number), axis_name)
+
+
+def _for_each(
+    pairs_of: Callable[[Array], Array],
+    by_cell: Float[Array, "p r d"],
+    keys: int,
+    block_size: int | None,
+) -> Float[Array, " p"]:
+    """``pairs_of`` the rows of each cell, which meet ``keys`` rows: at once if little in all."""
+    cells, rows, _ = by_cell.shape
+    if cells * rows * keys <= PLAIN_LOGITS:
+        return jax.vmap(pairs_of)(by_cell)
+    if is_plain(rows, keys, block_size):
+        # Or the matrices of all cells would be kept for the backward pass; tiles keep none.
+        pairs_of = jax.checkpoint(pairs_of, prevent_cse=False)
+    return jax.lax.map(pairs_of, by_cell)
 
 
 def cosine_match(map1: Float[Array, "b p e"], map2: Float[Array, "b p e"]) -> Int[Array, "b p"]:

@@ -144,6 +144,29 @@ def test_tiles_divide_the_rows_and_devices_the_tiles(rows, side):
     assert _default_block(rows, rows, 128) == side
 
 
+DENSE = {
+    "info_nce": functools.partial(losses.dense_info_nce, temperature=0.1, block_size=128),
+    "uniformity": losses.dense_uniformity,
+    "uniformity_tiles": functools.partial(losses.dense_uniformity, block_size=128),
+}
+
+
+def dense_temporaries(name, images, cells=64):
+    maps = jax.ShapeDtypeStruct((images, cells, 8), jnp.float32)
+    program = jax.jit(jax.value_and_grad(DENSE[name], argnums=(0, 1))).lower(maps, maps).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize(("name", "images"), [("info_nce", 16), ("uniformity", 128)])
+def test_memory_of_dense_losses_is_linear(name, images):
+    assert dense_temporaries(name, 2 * images) < 2.5 * dense_temporaries(name, images)
+
+
+def test_tiles_of_one_cell_are_held_at_a_time():
+    """Those of 64 cells alone would be 4 MiB, held twice and more."""
+    assert dense_temporaries("uniformity_tiles", 256) < 1.5 * 64 * 128**2 * 4
+
+
 def test_a_large_batch_chooses_tiles_by_itself():
     z = jax.ShapeDtypeStruct((4096, 8), jnp.float32)
     loss = functools.partial(losses.nt_xent, temperature=0.1)

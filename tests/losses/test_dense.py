@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 from quick_compilation import quick_jit
+from support import tree_distance
 
 from jaxssl import losses
+from jaxssl.losses import dense
 from jaxssl.losses.dense import _leave_one_out
 
 B, CELLS, D = 3, 4, 5
@@ -212,6 +214,18 @@ def test_dense_uniformity_is_the_formula(t, pairs, block_size):
             jnp.asarray(h1), jnp.asarray(h2), t=t, pairs=pairs, block_size=block_size
         )
         np.testing.assert_allclose(ours, np.log(np.mean(potentials)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("block_size", [None, 5])
+def test_one_cell_after_the_other_is_all_at_once(block_size, monkeypatch):
+    h1, h2 = jnp.float32(draw(B, CELLS, D)), jnp.float32(draw(B, CELLS, D, seed=1))
+    found = []
+    for limit in (dense.PLAIN_LOGITS, 0):
+        monkeypatch.setattr(dense, "PLAIN_LOGITS", limit)
+        loss = partial(losses.dense_uniformity, block_size=block_size)
+        found.append(quick_jit(jax.value_and_grad(loss, argnums=(0, 1)))(h1, h2))
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-6)
+    assert tree_distance(found[1][1], found[0][1]) < 1e-6
 
 
 def test_dense_uniformity_of_the_uniform_sphere():

@@ -9,6 +9,8 @@ import pytest
 from quick_compilation import quick_jit
 from support import tree_distance
 
+from jaxssl.losses import dense
+
 TILE = 5  # divides neither a shard's rows nor the global batch's
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 # A compilation each: every way of running on 8 devices; more digits, which would show on fewer
@@ -41,6 +43,18 @@ def test_value_and_gradient_equal_one_device(form, count, block_size, dtype):
         # A loss that reached no parameter would agree with anything.
         assert np.linalg.norm(gradient["w"]) > 1e-3, name
         assert tree_distance(our_gradient, gradient) < tolerance, name
+
+
+@pytest.mark.parametrize("form", ["jit", "shard_map"])
+def test_dense_uniformity_one_cell_after_the_other(form, monkeypatch, large):
+    """What a large batch does: the same number and gradient, and the work still shared."""
+    loss = only("dense_uniformity_same_index", None)
+    (value, gradient), *_ = devices.run(None, 1, loss, "float32").values()
+    monkeypatch.setattr(dense, "PLAIN_LOGITS", 0)
+    (ours, our_gradient), *_ = devices.run(form, 8, loss, "float32").values()
+    np.testing.assert_allclose(ours, value, rtol=1e-6)
+    assert tree_distance(our_gradient, gradient) < 1e-6
+    assert flops(form, 1, loss) / flops(form, 8, loss) > 7
 
 
 def test_shards_are_not_identical():
