@@ -1,0 +1,79 @@
+"""What is said of a job that cannot work, before it starts to."""
+
+import types
+
+import jax
+import pytest
+
+from jaxssl import distributed
+from jaxssl.errors import UserError
+
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """No launcher's environment."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_a_mesh_takes_the_first_devices_or_all():
+    assert distributed.data_mesh().size == jax.device_count()
+    assert list(distributed.data_mesh(2).devices) == jax.devices()[:2]
+
+
+@pytest.mark.parametrize("number", [-1, 10**6])
+def test_a_number_of_devices_that_cannot_be_is_named(number):
+    with pytest.raises(UserError, match=rf"{number}.* or 0 for all"):
+        distributed.data_mesh(number)
+
+
+@pytest.mark.parametrize(
+    ("owners", "number", "shares"),
+    [
+        ((0, 1), 1, "1 of 2 devices give process 1 of 2 a share of 0 and process 0 one of 1"),
+        ((0, 0, 1, 1), 3, "3 of 4 devices give process 1 of 2 a share of 1"),
+        ((1, 0, 1), 0, "3 of 3 devices give process 0 of 2 a share of 1"),
+    ],
+)
+def test_every_process_needs_the_same_share_of_the_mesh(monkeypatch, owners, number, shares):
+    devices = [types.SimpleNamespace(process_index=owner) for owner in owners]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=shares):
+        distributed.data_mesh(number)
+
+
+def test_without_a_job_to_join_the_launcher_and_the_flag_are_named(alone):
+    def nobody():
+        raise ValueError("coordinator_address should be defined.")
+
+    alone.setattr(jax.distributed, "initialize", nobody)
+    with pytest.raises(UserError, match=r"coordinator_address.*launch/local\.py.*run\.distributed"):
+        distributed.initialize()
+
+
+def test_a_job_cannot_be_joined_after_the_first_use_of_a_device(alone):
+    jax.devices()
+    for name, value in zip(VARIABLES, ("127.0.0.1:1", "2", "1"), strict=True):
+        alone.setenv(name, value)
+    with pytest.raises(UserError, match=r"RuntimeError: .* must be called before"):
+        distributed.initialize()
+
+
+def test_half_of_the_launchers_environment_is_named(alone):
+    alone.setenv("JAX_PROCESS_ID", "0")
+    with pytest.raises(UserError, match="JAX_COORDINATOR_ADDRESS"):
+        distributed.initialize()
+
+
+def test_several_processes_without_the_flag_are_refused(alone):
+    distributed.check_launched(False)
+    alone.setenv("JAX_NUM_PROCESSES", "1")
+    distributed.check_launched(False)
+    alone.setenv("JAX_NUM_PROCESSES", "2")
+    distributed.check_launched(True)
+    with pytest.raises(UserError, match=r"2 processes.*--config\.run\.distributed"):
+        distributed.check_launched(False)
