@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxssl.metrics.normalization import unit_rows
+
 
 def feature_std(z: Float[Array | np.ndarray, "n d"]) -> Float[Array, ""]:
     """Standard deviation of the L2-normalised outputs over the sphere's: 1 spread out, 0 collapsed.
@@ -21,9 +23,7 @@ def feature_std(z: Float[Array | np.ndarray, "n d"]) -> Float[Array, ""]:
     Returns:
       scalar in [0, 1]; at least float32.
     """
-    z = jnp.asarray(z, jnp.promote_types(z.dtype, jnp.float32))
-    norm = jnp.linalg.norm(z, axis=1, keepdims=True)
-    stds = jnp.std(z / jnp.maximum(norm, jnp.finfo(z.dtype).tiny), axis=0)
+    stds = jnp.std(unit_rows(jnp.asarray(z)), axis=0)
     return stds.mean() * math.sqrt(z.shape[1])
 
 
@@ -44,4 +44,4 @@ def rankme(z: Float[Array | np.ndarray, "n d"]) -> Float[Array, ""]:
     total = values.sum()
     shares = values / jnp.maximum(total, jnp.finfo(z.dtype).tiny)
     entropy = jax.scipy.special.entr(shares).sum()
-    return jnp.where(total > 0, jnp.exp(entropy), 0.0)
+    return jnp.where(total == 0, 0.0, jnp.exp(entropy))

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxssl.metrics.normalization import unit_rows
+
 
 class KnnProtocol(NamedTuple):
     """What a kNN accuracy depends on besides the features.
@@ -113,12 +115,6 @@ def knn_predict(
     )
 
 
-def _normalized(features: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
-    norm = jnp.linalg.norm(features, axis=1, keepdims=True)
-    return features / jnp.maximum(norm, jnp.finfo(features.dtype).tiny)
-
-
 @functools.partial(jax.jit, static_argnames=("k", "num_classes", "block_size"))
 def _predict(
     bank: Float[Array, "n d"],
@@ -130,7 +126,7 @@ def _predict(
     num_classes: int,
     block_size: int,
 ) -> Int[Array, " q"]:
-    bank, queries = _normalized(bank), _normalized(queries)
+    bank, queries = unit_rows(bank), unit_rows(queries)
     count = queries.shape[0]
     blocks = jnp.pad(queries, ((0, -count % block_size), (0, 0)))
     rows = jnp.arange(block_size)[:, None]

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxssl.metrics.normalization import unit_rows
+
 
 def uniformity(
     f: Float[Array | np.ndarray, "n d"], t: float = 2.0, *, block_size: int = 1024
@@ -41,23 +43,31 @@ def _uniformity(
     f: Float[Array, "n d"], t: Float[Array, ""], *, block_size: int
 ) -> Float[Array, ""]:
     n = f.shape[0]
-    norm = jnp.linalg.norm(f, axis=1, keepdims=True)
-    f = f / jnp.maximum(norm, jnp.finfo(f.dtype).tiny)
+    f = unit_rows(f)
     count = -(-n // block_size)
     f = jnp.pad(f, ((0, count * block_size - n), (0, 0))).reshape(count, block_size, -1)
     square = jnp.sum(f**2, axis=2)  # 1, or 0 for a zero row
     number = jnp.arange(count * block_size).reshape(count, block_size)
 
-    def tiles_of_rows(i: Array) -> Array:
-        def add_tile(j: Array, total: Array) -> Array:
+    def tiles_of_rows(i: Array) -> tuple[Array, Array]:
+        def add_tile(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            largest, total = carry
             # Accelerators otherwise round the inputs of a product to fewer bits.
             cosine = jnp.matmul(f[i], f[j].T, precision=jax.lax.Precision.HIGHEST)
             distance = jnp.maximum(square[i][:, None] + square[j] - 2 * cosine, 0)
             pair = (number[i][:, None] < number[j]) & (number[j] < n)
-            return total + jnp.sum(jnp.where(pair, jnp.exp(-t * distance), 0), axis=1)
+            exponents = jnp.where(pair, -t * distance, -jnp.inf)
+            new = jnp.maximum(largest, jnp.max(exponents, axis=1))
+            added = jnp.sum(jnp.exp(exponents - new[:, None]), axis=1)
+            return new, total * jnp.exp(largest - new) + added
 
+        # The lowest number, for minus infinity less itself is no number.
+        lowest = jnp.full(block_size, jnp.finfo(f.dtype).min, f.dtype)
         # Each unordered pair once: the tiles before the diagonal hold the same pairs again.
-        return jax.lax.fori_loop(i, count, add_tile, jnp.zeros(block_size, f.dtype))
+        return jax.lax.fori_loop(i, count, add_tile, (lowest, jnp.zeros_like(lowest)))
 
-    sums = jax.lax.map(tiles_of_rows, jnp.arange(count))
-    return -jnp.log(jnp.sum(sums / (n - 1)) * (2 / n))
+    # Sums above the largest exponent: without it they would vanish where t is large.
+    largest, sums = jax.lax.map(tiles_of_rows, jnp.arange(count))
+    top = jnp.max(largest)
+    sums = sums * jnp.exp(largest - top)
+    return -top - jnp.log(jnp.sum(sums / (n - 1)) * (2 / n))

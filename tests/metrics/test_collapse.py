@@ -33,6 +33,21 @@ def test_formulas(n, d):
         np.testing.assert_allclose(rankme(z), reference_rankme(z), rtol=1e-11)
 
 
+@pytest.mark.parametrize("scale", [1e-22, 1e20])
+def test_the_scale_of_the_features_is_none_of_their_business(scale):
+    z = sphere(50, 8) + 0.3
+    scaled = np.float32(scale * z)
+    np.testing.assert_allclose(feature_std(scaled), reference_std(z), rtol=1e-5)
+    np.testing.assert_allclose(rankme(scaled), reference_rankme(z), rtol=1e-4)
+
+
+def test_a_nan_stays_one():
+    z = np.float32(sphere(9, 4))
+    z[2, 1] = np.nan
+    assert np.isnan(feature_std(z))
+    assert np.isnan(rankme(z))
+
+
 def test_half_precision_is_computed_in_float32():
     z = jnp.asarray(sphere(40, 16), jnp.bfloat16)
     assert feature_std(z).dtype == rankme(z).dtype == jnp.float32

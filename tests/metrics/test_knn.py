@@ -115,6 +115,15 @@ def test_a_zero_feature_is_no_nan():
     assert set(np.asarray(found)) <= set(range(5))
 
 
+@pytest.mark.parametrize("scale", [1e-22, 1e20])
+def test_the_scale_of_the_features_is_none_of_its_business(scale):
+    bank, labels, queries, _ = make(97, 40)
+    expected = knn_predict(bank, labels, queries, protocol=KnnProtocol(9, 0.1))
+    scaled = np.float32(scale) * bank, labels, np.float32(scale) * queries
+    found = knn_predict(*scaled, protocol=KnnProtocol(9, 0.1))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_what_cannot_be_is_refused():
     predict, accuracy = unchecked(knn_predict), unchecked(knn_accuracy)
     bank, labels, queries, truth = make(30, 4)

@@ -26,6 +26,31 @@ def test_formula_in_any_block_size(t, block_size):
         np.testing.assert_allclose(found, reference(f, t), rtol=1e-13)
 
 
+def test_a_sharp_potential_does_not_vanish():
+    """exp(-120) is below what float32 holds."""
+    opposite = np.float32([[1, 0], [-1, 0]])
+    np.testing.assert_allclose(uniformity(opposite, 30.0), 120, rtol=1e-6)
+    # Ten pairs far apart, and rows of which some are nearer than others.
+    f = np.float32(np.concatenate([np.eye(5), -np.eye(5)]) + 0.1 * np.eye(10, 5))
+    for block_size in (1, 3, 10):
+        found = uniformity(f, 30.0, block_size=block_size)
+        np.testing.assert_allclose(found, reference(f, 30.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e20])
+def test_the_scale_of_the_features_is_none_of_its_business(scale):
+    f = np.random.default_rng(0).normal(size=(33, 5))
+    np.testing.assert_allclose(uniformity(np.float32(scale * f)), reference(f, 2), rtol=1e-5)
+
+
+def test_a_nan_stays_one():
+    f = np.float32(np.random.default_rng(0).normal(size=(9, 5)))
+    for row in (0, 4, 8):
+        bad = f.copy()
+        bad[row, 1] = np.nan
+        assert np.isnan(uniformity(bad, block_size=4))
+
+
 @pytest.mark.parametrize("d", [3, 128])
 def test_an_even_spread_reaches_the_closed_form(d):
     f = np.float32(np.random.default_rng(1).normal(size=(3000, d)))
