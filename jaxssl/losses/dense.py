@@ -157,7 +157,9 @@ def dense_uniformity(
     """Logarithm of the mean Gaussian potential of cells of different images (L_u).
 
     ``log mean exp(-t |x - y|^2)`` over all pairs of cells x and y of two different images, in
-    either view each (Moon, Kim and Choi, section 3.2, who print t = 1).
+    either view each (Moon, Kim and Choi, section 3.2, who print t = 1). A zero cell counts as at
+    squared distance 2 from all others, as in ``losses.uniformity`` and unlike in
+    ``metrics.uniformity``.
 
     Args:
       h1: maps of the first views, [B, P, D].

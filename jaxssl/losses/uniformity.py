@@ -60,7 +60,8 @@ def uniformity(
     """Logarithm of the mean Gaussian potential of pairs: ``log mean_{i<j} exp(-t |z_i - z_j|^2)``.
 
     Between ``-4 t`` and 0; lower is more uniform. For t = 2 the uniform distribution on a sphere of
-    many dimensions has about -4.
+    many dimensions has about -4. A zero vector, which normalisation leaves zero, counts as at
+    squared distance 2 - 2 x.y = 2 from all others; ``metrics.uniformity`` takes the true distance.
 
     Args:
       z: features, [B, D].
@@ -132,7 +133,8 @@ def queue_uniformity(
     """Uniformity of queries among themselves and against a queue (the authors' MoCo variant).
 
     ``log mean exp(-t |x - y|^2)`` over the B K pairs of a query and a queued key and the
-    B (B - 1) / 2 pairs of queries together. No gradient reaches the queue.
+    B (B - 1) / 2 pairs of queries together. No gradient reaches the queue. A zero vector counts as
+    at squared distance 2 from all others, as in ``uniformity`` and not in ``metrics.uniformity``.
 
     Args:
       q: queries, [B, D].

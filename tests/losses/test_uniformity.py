@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from jaxssl import losses
+from jaxssl import losses, metrics
 
 
 def draw(*shape, seed=0):
@@ -112,6 +112,22 @@ def test_invariances():
     np.testing.assert_allclose(losses.uniformity(scales * z), value, rtol=1e-6)
     rotation = np.linalg.qr(draw(4, 4, seed=3))[0]
     np.testing.assert_allclose(losses.uniformity(z @ jnp.float32(rotation)), value, rtol=1e-5)
+
+
+def test_a_zero_vector_is_at_squared_distance_2_from_all_others():
+    """The metric takes its true distance to a unit vector, 1, and to another zero, 0."""
+    z = jnp.float32([[0, 0], [1, 0], [1, 0]])
+    golden = np.log((2 * np.exp(-4) + 1) / 3)
+    np.testing.assert_allclose(losses.uniformity(z), golden, rtol=1e-6)
+    np.testing.assert_allclose(losses.uniformity(jnp.zeros((3, 2))), -4, rtol=1e-6)
+    np.testing.assert_allclose(losses.queue_uniformity(z[:1], z), -4, rtol=1e-6)
+    maps = z[:, None]
+    dense = np.log((8 * np.exp(-4) + 4) / 12)
+    # Of 12 pairs of different images' views 8 have the zero vector.
+    np.testing.assert_allclose(losses.dense_uniformity(maps, maps), dense, rtol=1e-6)
+    metric = -np.log((2 * np.exp(-2) + 1) / 3)
+    np.testing.assert_allclose(metrics.uniformity(z), metric, rtol=1e-6)
+    np.testing.assert_allclose(metrics.uniformity(jnp.zeros((3, 2))), 0, atol=1e-6)
 
 
 def count_queue(z):
