@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool
 
+from jaxssl.distributed import wait_for_all
 from jaxssl.errors import UserError
 
 _ITEM = "state"
@@ -249,8 +249,8 @@ class Checkpoints(CheckpointReader):
             for step in self._damaged:
                 path = self.directory / str(step)
                 path.rename(_unused(path.with_name(f"{step}.damaged")))
-        if self._damaged and jax.process_count() > 1:
-            multihost_utils.sync_global_devices("jaxssl: damaged checkpoints set aside")
+        if self._damaged:
+            wait_for_all("damaged checkpoints set aside")
         self._damaged = []
 
 
@@ -322,7 +322,7 @@ def _check_finite(step: int, leaves: Mapping[str, Any]) -> None:
         first = list(inexact)[int(np.argmin(finite))]
         raise UserError(
             f"the state of step {step} is not finite (first in {first}) and was not saved: "
-            "lower the learning rate and resume from the checkpoint before."
+            "lower the learning rate and start in a new workdir; earlier checkpoints are intact."
         )
 
 

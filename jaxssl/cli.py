@@ -30,9 +30,9 @@ def launch(program: Callable[[flags.FlagValues], None]) -> None:
         status, sentence = _explain(error)
         if sentence is None and not distributed.is_initialized():
             raise
-        if sentence is None:
+        if sentence is None or logging.level_debug():
             traceback.print_exc()
-        else:
+        if sentence is not None:
             print(f"error: {sentence}", file=sys.stderr)
         distributed.leave(status)
 
@@ -41,7 +41,7 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
     """The exit status, and the sentence for the user; None for a defect of the program."""
     if isinstance(error, UserError):
         return 2, str(error)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return 2, f"the disk is full ({error.filename or error}): free some space and run it again."
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted: run the same command again to go on from the last checkpoint."

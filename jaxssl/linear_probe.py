@@ -34,9 +34,11 @@ from jaxssl.evaluation.frozen import (
     raw_pixels,
     restored_encoder,
 )
+from jaxssl.evaluation.monitor import check_neighbours
 from jaxssl.metrics.knn import knn_accuracy
+from jaxssl.randomness import check_seed
 from jaxssl.reporting import print_table, results_table
-from jaxssl.run_directory import read_config, run_info, write_json
+from jaxssl.run_directory import read_config, read_info, run_info, write_json
 
 Scores = dict[str, Any]
 
@@ -72,8 +74,15 @@ def linear_probe(
       UserError: for whatever the user can mend.
     """
     config = read_config(run)
+    if read_info(run).get("data", {}).get("from_python") and sources is None:
+        raise UserError(
+            f"{run} was trained on data that came from Python: call linear_probe from Python too, "
+            "with its sources."
+        )
+    check_settings(settings)
     mesh = distributed.data_mesh()
     splits = open_splits(config, settings, sources)
+    check_neighbours(config, len(splits["train"].source))
     channels = _channels(splits["train"], settings.target)
     encoder, step = restored_encoder(
         CheckpointReader(run / "checkpoints"), step, config, channels, mesh
@@ -106,6 +115,26 @@ def linear_probe(
     if jax.process_index() == 0:
         write_json(path, card)
     return card, path
+
+
+def check_settings(settings: ConfigDict) -> None:
+    """Raises UserError for a setting that no probe can have."""
+    check_seed("probe.seed", settings.seed)
+    least = {
+        "feature_batch_size": (settings.feature_batch_size, 1),
+        "labels_per_class": (settings.labels_per_class, 1),
+        "evaluation_size": (settings.evaluation_size, 0),
+        "sgd.epochs": (settings.sgd.epochs, 0),
+        "sgd.batch_size": (settings.sgd.batch_size, 1),
+        "lbfgs.max_iterations": (settings.lbfgs.max_iterations, 1),
+    }
+    for name, (value, minimum) in least.items():
+        if value < minimum:
+            raise UserError(f"probe.{name}={value} cannot be: give {minimum} or more.")
+    if not settings.lbfgs.l2_grid or min(settings.lbfgs.l2_grid) < 0:
+        raise UserError(
+            f"probe.lbfgs.l2_grid={settings.lbfgs.l2_grid} cannot be: give numbers of 0 or more."
+        )
 
 
 def open_splits(
@@ -174,11 +203,19 @@ def probe_network(
       ``sgd`` (the published protocol), ``lbfgs`` (all labels) and ``lbfgs_few`` (the first
       ``settings.labels_per_class`` of each class): top-1, top-5 and what was chosen; ``knn``.
     """
-    how = {"mesh": mesh, "batch_size": settings.feature_batch_size, "target": settings.target}
+    # What is over in a last batch is padded anyway, so any number of devices will do.
+    batch_size = -(-settings.feature_batch_size // mesh.size) * mesh.size
+    how = {"mesh": mesh, "batch_size": batch_size, "target": settings.target}
     embeds = {view: network.through(view) for view in {part.view for part in splits.values()}}
     clean = {name: extract(embeds[part.view], part.source, **how) for name, part in splits.items()}
     train = clean["train"]
     num_classes = int(train.labels.max()) + 1
+    counts = np.bincount(train.labels)
+    if counts[counts > 0].min() < settings.labels_per_class:
+        raise UserError(
+            f"probe.labels_per_class={settings.labels_per_class} but a class has only "
+            f"{counts[counts > 0].min()} training images: lower it."
+        )
     few = probe.per_class_subset(train.labels, settings.labels_per_class)
     scores: Scores = {
         "lbfgs": _lbfgs(train, clean, num_classes, settings.lbfgs),

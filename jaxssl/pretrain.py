@@ -7,10 +7,9 @@ needs; the same command again resumes, or says that the run is finished.
 import contextlib
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
-import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -19,20 +18,14 @@ from jaxssl import cli, distributed
 from jaxssl.augment.policies import Policy, check_policy, make_policy, policy_hyper
 from jaxssl.checkpoint import Checkpoints
 from jaxssl.data.corrupted import Examples
-from jaxssl.data.examples import Source
+from jaxssl.data.examples import Source, abstract_batch, identity
 from jaxssl.data.pipeline import train_batches
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.monitor import make_monitor
 from jaxssl.methods import METHODS, Method, Spec
 from jaxssl.randomness import check_seed
 from jaxssl.reporting import MetricWriter, Progress
-from jaxssl.run_directory import (
-    config_differences,
-    has_config,
-    read_config,
-    run_info,
-    write_config,
-)
+from jaxssl.run_directory import claim, note_resumption
 from jaxssl.training.loop import Cadence, Reporter, train
 from jaxssl.training.state import Blueprint, TrainState, traced_scalars
 from jaxssl.training.step import compile_step, make_epoch_hook, make_step
@@ -53,6 +46,7 @@ def pretrain(
       UserError: for whatever the user can mend.
     """
     config = resolve(config)
+    distributed.check_launched(config.run.distributed)
     if config.run.distributed:
         distributed.initialize()
     mesh = distributed.data_mesh(config.run.num_devices)
@@ -60,12 +54,17 @@ def pretrain(
     examples = Examples(config, sources)
     source = examples["pretrain"]
     check_policy(config, *source.image_shape[:2])
-    policy = make_policy(config)
-    blueprint = Blueprint.of(config, make_spec(config, source, policy))
-    cadence = Cadence.of(config, len(source), blueprint.spec.total_steps)
-    monitor = make_monitor(blueprint, config, examples, mesh)
-    step = compile_step(make_step(blueprint, policy), mesh)
-    claim(workdir, config)  # last of all, so that bad input leaves no directory behind
+    with misfits_in_words(config):
+        policy = make_policy(config)
+        blueprint = Blueprint.of(config, make_spec(config, source, policy))
+        cadence = Cadence.of(config, len(source), blueprint.spec.total_steps)
+        monitor = make_monitor(blueprint, config, examples, mesh)
+        step = compile_step(make_step(blueprint, policy), mesh)
+        batch = abstract_batch(source, config.batch_size)
+        jax.eval_shape(step, blueprint.abstract(mesh), batch, traced_scalars(config))
+    # Last of all, so that bad input leaves no directory behind.
+    data = identity(source) | {"from_python": sources is not None}
+    claim(workdir, config, data)
 
     lead = jax.process_index() == 0
     run = config.run
@@ -77,6 +76,7 @@ def pretrain(
             return state
         if restored:
             say(f"resuming {workdir} from step {start} of {cadence.stop}")
+            note_resumption(workdir, config, start)
         with (
             MetricWriter(
                 workdir, start if restored else None, active=lead, wandb=run.wandb
@@ -138,11 +138,42 @@ def resolve(config: ConfigDict) -> ConfigDict:
     for name, value in config.hyper.items():
         if not math.isfinite(value) or value < 0 or (name == "temperature" and value == 0):
             raise UserError(f"hyper.{name}={value} cannot be: give a finite positive number.")
-    positive = {"batch_size": config.batch_size, "schedule.epochs": config.schedule.epochs}
+    if "ema" in config.hyper and config.hyper.ema > 1:
+        raise UserError(f"hyper.ema={config.hyper.ema} cannot be: give a share from 0 to 1.")
+    positive = {
+        "batch_size": config.batch_size,
+        "schedule.epochs": config.schedule.epochs,
+        "encoder.width": config.encoder.width,
+        "run.keep_last": config.run.keep_last,
+    }
     for name, value in positive.items():
-        if value <= 0:
-            raise UserError(f"{name}={value} cannot be: give a positive number.")
+        if not (math.isfinite(value) and value > 0):
+            raise UserError(f"{name}={value} cannot be: give a finite positive number.")
+    for name, value in config.run.items():
+        if value < 0:
+            raise UserError(f"run.{name}={value} cannot be: give 0 or more.")
     return config
+
+
+@contextlib.contextmanager
+def misfits_in_words(config: ConfigDict) -> Iterator[None]:
+    """What networks, optimizers and losses refuse, and settings that are missing, as UserError."""
+    try:
+        yield
+    except AttributeError as error:
+        if not isinstance(error.obj, ConfigDict):
+            raise
+        groups = {"config": config, **{f"config.{k}": v for k, v in config.items()}}
+        where = next((name for name, group in groups.items() if group is error.obj), "config")
+        chosen = f", which its name={error.obj.name!r} reads" if "name" in error.obj else ""
+        raise UserError(
+            f"{where} has no {error.name!r}{chosen}: take a recipe that has it, or write one."
+        ) from error
+    except (TypeError, ValueError) as error:
+        said = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"this config makes no step: {said} (--verbosity=1 shows where)."
+        ) from error
 
 
 def make_spec(config: ConfigDict, source: Source, policy: Policy) -> Spec:
@@ -152,7 +183,7 @@ def make_spec(config: ConfigDict, source: Source, policy: Policy) -> Spec:
       UserError: if the run would not have a single step.
     """
     # The policy's own word: one that appends channels is believed.
-    views = jax.eval_shape(policy, source.gather(np.zeros(1, np.int64)), traced_scalars(config))
+    views = jax.eval_shape(policy, abstract_batch(source, 1), traced_scalars(config))
     total_steps = int(len(source) * config.schedule.epochs // config.batch_size)
     if total_steps == 0:
         raise UserError(
@@ -166,25 +197,6 @@ def make_spec(config: ConfigDict, source: Source, policy: Policy) -> Spec:
         image_size=source.image_shape[:2],
         total_steps=total_steps,
     )
-
-
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Makes the run directory, or checks that it is of this very run.
-
-    Raises:
-      UserError: if it is of a run whose config differs in more than its ``run`` group.
-    """
-    if has_config(workdir):
-        differences = config_differences(read_config(workdir), config, ignore=("run",))
-        if differences:
-            raise UserError(
-                f"{workdir} holds a run with another config ({'; '.join(differences)}): choose "
-                "another --workdir, or undo these changes (only run.* may change)."
-            )
-    elif workdir.is_dir() and any(workdir.iterdir()):
-        raise UserError(f"{workdir} is not empty and no run of jaxssl: choose another --workdir.")
-    if jax.process_index() == 0:
-        write_config(workdir, config, run_info())
 
 
 def restore_or_create(

@@ -18,9 +18,11 @@ import jax
 import ml_collections
 
 import jaxssl
+from jaxssl import distributed
 from jaxssl.errors import UserError
 
 _CONFIG = "config.json"
+_HALF_WRITTEN = f".{_CONFIG}.tmp"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy")
 
 
@@ -87,7 +89,7 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2) + "\n"
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # _HALF_WRITTEN, of a config
     with temporary.open("w") as file:
         file.write(text)
         file.flush()
@@ -101,24 +103,102 @@ def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
     Raises:
       UserError: ``config.json`` is absent or not what `write_config` writes.
     """
+    return ml_collections.ConfigDict(_with_tuples(_read(workdir)["config"])).lock()
+
+
+def read_info(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `write_config` wrote beside the config.
+
+    Raises:
+      UserError: as `read_config`.
+    """
+    return {key: value for key, value in _read(workdir).items() if key != "config"}
+
+
+def _read(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     path = pathlib.Path(workdir) / _CONFIG
     try:
-        content = json.loads(path.read_text())["config"]
-    except FileNotFoundError:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{workdir} is not a run directory: it has no {_CONFIG}; name the --workdir of a "
             "pretraining run."
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise UserError(
             f"{path} is damaged: restore it from a copy, or start the run in a new directory."
-        ) from None
-    return ml_collections.ConfigDict(_with_tuples(content)).lock()
+        )
+    return content
 
 
 def has_config(workdir: str | os.PathLike[str]) -> bool:
     """Whether a run was started in this directory."""
     return (pathlib.Path(workdir) / _CONFIG).is_file()
+
+
+def claim(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Mapping[str, Any]
+) -> None:
+    """Makes the run directory, or checks that it is of this very run.
+
+    Args:
+      workdir: the run directory.
+      config: the resolved config.
+      data: `jaxssl.data.examples.identity` of what is trained on, and ``from_python``.
+
+    Raises:
+      UserError: if it is of a run on other data, or one whose config differs in more than its
+        ``run`` group.
+    """
+    if jax.process_index() == 0:
+        if has_config(workdir):
+            _check_same_run(workdir, config, data)
+        elif _is_free(workdir):
+            write_config(workdir, config, {**run_info(), "data": dict(data)})
+        else:
+            raise UserError(
+                f"{workdir} is not empty and no run of jaxssl: choose another --workdir."
+            )
+    distributed.wait_for_all("claim")
+
+
+def _check_same_run(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Mapping[str, Any]
+) -> None:
+    differences = config_differences(read_config(workdir), config, ignore=("run",))
+    if differences:
+        raise UserError(
+            f"{workdir} holds a run with another config ({'; '.join(differences)}): choose "
+            "another --workdir, or undo these changes (only run.* may change)."
+        )
+    before = read_info(workdir).get("data", {})
+    other = [
+        f"{key}: {before.get(key)!r} -> {data[key]!r}"
+        for key in data
+        if before.get(key) != data[key]
+    ]
+    if other:
+        raise UserError(
+            f"{workdir} holds a run on other data ({'; '.join(other)}): choose another --workdir, "
+            "or give it the data that it began with."
+        )
+
+
+def note_resumption(workdir: pathlib.Path, config: ml_collections.ConfigDict, step: int) -> None:
+    """Adds to ``config.json`` from where and with which code and hardware the run goes on."""
+    if jax.process_index() == 0:
+        info = read_info(workdir)
+        resumed = [*info.get("resumed", []), {"step": step, **run_info()}]
+        write_config(workdir, config, info | {"resumed": resumed})
+
+
+def _is_free(workdir: pathlib.Path) -> bool:
+    """Whether nothing lies here, but for a config that a kill cut short."""
+    if not workdir.exists():
+        return True
+    return workdir.is_dir() and all(path.name == _HALF_WRITTEN for path in workdir.iterdir())
 
 
 def config_differences(

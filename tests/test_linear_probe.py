@@ -49,6 +49,30 @@ def settings():
     return chosen
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"labels_per_class": 200}, "labels_per_class=200 but a class has only 1[0-9][0-9] train"),
+        ({"labels_per_class": 0}, "labels_per_class=0 cannot be: give 1 or more"),
+        ({"sgd.epochs": -1}, "sgd.epochs=-1 cannot be"),
+        ({"seed": -1}, "probe.seed=-1 is out of range"),
+        ({"lbfgs.l2_grid": ()}, r"l2_grid=\(\) cannot be"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_in_words(run, settings, change, sentence):
+    told = settings.copy_and_resolve_references()
+    told.update_from_flattened_dict(change)
+    with pytest.raises(UserError, match=sentence):
+        linear_probe(run, None, told, baselines=False)
+
+
+def test_any_batch_of_features_serves_any_number_of_devices(run, settings):
+    told = settings.copy_and_resolve_references()
+    told.update_from_flattened_dict({"feature_batch_size": 100, "sgd.epochs": 0})  # 8 devices
+    card, _ = linear_probe(run, None, told, baselines=False)
+    assert card["examples"]["test"] == 360
+
+
 def files(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 

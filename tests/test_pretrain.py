@@ -10,11 +10,17 @@ import numpy as np
 import pytest
 from tiny import config_for
 
+from jaxssl.data.examples import array_source
 from jaxssl.errors import UserError
-from jaxssl.pretrain import claim, pretrain, resolve
+from jaxssl.evaluation import probe
+from jaxssl.linear_probe import linear_probe
+from jaxssl.pretrain import pretrain, resolve
+from jaxssl.randomness import Split
 from jaxssl.reporting import read_metrics
+from jaxssl.run_directory import claim, read_config, read_info
 
 HOUSE = pathlib.Path(__file__).parent.parent
+DATA = {"name": "some", "examples": 3}
 
 
 def short(method="simclr", **changes):
@@ -98,16 +104,46 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys):
 def test_refuses_another_config_but_for_the_run_group(tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
+    (workdir / ".config.json.tmp").write_text('{"comm')  # killed while it was written
     config = resolve(short())
-    claim(workdir, config)
+    claim(workdir, config, DATA)
     with config.unlocked():
         config.run.log_every_steps = 1
-    claim(workdir, config)
+    claim(workdir, config, DATA)
     with config.unlocked():
         config.hyper.temperature = 0.3
         config.batch_size = 32
     with pytest.raises(UserError, match=r"batch_size: 64 -> 32; hyper.temperature: 0.5 -> 0.3"):
-        claim(workdir, config)
+        claim(workdir, config, DATA)
+
+
+def test_refuses_other_data(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (200, 8, 8, 1), np.uint8)
+    labels = {"label": np.arange(200) % 10}
+    own = {"train": array_source("mine", Split.TRAIN, images, labels, num_classes=10)}
+    config = short(**{"run.stop_step": 3, "monitor.knn_every_epochs": 0.0})
+    pretrain(config, tmp_path / "run", own)
+    for sources in (None, {"train": own["train"].take(np.arange(150))}):
+        with pytest.raises(UserError, match="holds a run on other data"):
+            pretrain(config, tmp_path / "run", sources)
+    with pytest.raises(UserError, match="data that came from Python"):
+        linear_probe(tmp_path / "run", None, probe.default_config(), baselines=False)
+
+
+def test_config_json_remembers_what_began_the_run_and_what_went_on(tmp_path):
+    workdir = tmp_path / "run"
+    pretrain(short(**{"run.stop_step": 3}), workdir)
+    path = workdir / "config.json"
+    path.write_text(path.read_text().replace('"platform": "cpu"', '"platform": "abacus"'))
+    pretrain(short(**{"run.stop_step": 3}), workdir)  # finished
+    assert read_info(workdir)["platform"] == "abacus"
+    assert "resumed" not in read_info(workdir)
+    pretrain(short(), workdir)
+    info = read_info(workdir)
+    assert info["platform"] == "abacus"
+    assert [(entry["step"], entry["platform"]) for entry in info["resumed"]] == [(3, "cpu")]
+    assert read_config(workdir).run.stop_step == 6
 
 
 def test_refuses_a_foreign_directory(tmp_path):
@@ -134,16 +170,33 @@ def test_refuses_a_foreign_directory(tmp_path):
         ({"schedule.warmup_epochs": 9.0}, r"schedule.warmup_epochs is 9 of 4"),
         ({"optimizer.name": "sgdd"}, r"optimizer.name"),
         ({"encoder.name": "resnet99"}, r"encoder.name"),
+        ({"encoder.name": "resnet18"}, r"config.encoder has no 'stem', which its name='resnet18'"),
+        ({"optimizer.name": "adamw"}, r"config.optimizer has no 'b1', which its name='adamw' read"),
+        ({"method.name": "moco_v2"}, r"hyper.ema is missing"),
+        ({"encoder.width": 0}, r"encoder.width=0 cannot be"),
+        ({"encoder.bn_groups": 3}, r"a batch of 128 does not split into 3 equal BatchNorm groups"),
+        ({"encoder.image_size": 20}, r"the encoder was built for images \[B, 20, 20, 1\]"),
+        ({"views.view1.size": 10}, r"this config makes no step"),
+        ({"method.head.num_layers": 0}, r"a head needs num_layers"),
+        ({"schedule.epochs": float("inf")}, r"schedule.epochs=inf cannot be"),
+        ({"monitor.protocol": "imagenet"}, r"monitor.protocol='imagenet' is unknown"),
+        (
+            {"data.train_examples": 150, "monitor.protocol": "moco"},
+            r"'moco' asks for 200 neighbours but there are 150",
+        ),
+        ({"run.keep_last": 0}, r"run.keep_last=0 cannot be"),
+        ({"run.prefetch": -1}, r"run.prefetch=-1 cannot be"),
+        ({"run.stop_step": -1}, r"run.stop_step=-1 cannot be"),
     ],
 )
 def test_bad_values_are_refused_in_one_sentence_and_leave_nothing(tmp_path, change, sentence):
     workdir = tmp_path / "run"
-    if "monitor.layer" in change:
+    if {"monitor.layer", "monitor.protocol", "data.train_examples"} & set(change):
         change = change | {"monitor.knn_every_epochs": 1.0}
     with pytest.raises(UserError, match=sentence) as caught:
         pretrain(short(**change), workdir)
     assert "\n" not in str(caught.value)
-    assert not list(tmp_path.rglob("checkpoints/*"))
+    assert not workdir.exists()
 
 
 def test_a_nan_loss_ends_the_run_and_keeps_the_checkpoints(tmp_path):

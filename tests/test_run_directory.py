@@ -73,7 +73,7 @@ def test_what_json_cannot_hold_is_refused_by_name(tmp_path, value, said):
     assert not has_config(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"config": {"a": 1'])
+@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"config": {"a": 1', '{"config": 5}'])
 def test_a_damaged_config_is_one_sentence(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config.json is damaged"):
@@ -82,8 +82,10 @@ def test_a_damaged_config_is_one_sentence(tmp_path, text):
 
 def test_a_directory_without_a_config_is_no_run(tmp_path):
     assert not has_config(tmp_path)
-    with pytest.raises(UserError, match="is not a run directory"):
-        read_config(tmp_path)
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(UserError, match="is not a run directory"):
+            read_config(path)
 
 
 def test_differences_name_the_keys_and_both_values():

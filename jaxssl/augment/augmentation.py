@@ -41,6 +41,9 @@ class Augmentation:
         Raises:
           UserError: naming the field.
         """
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            if len(getattr(self, name)) != 2:
+                raise UserError(f"{name}={getattr(self, name)!r} cannot be: give two numbers.")
         low, high = self.crop_scale
         taps = self.blur_kernel_size
         probabilities = ("flip_p", "jitter_p", "grayscale_p", "blur_p", "solarize_p")

@@ -7,10 +7,12 @@ the original split as its publisher made it, which survives every cut.
 
 import concurrent.futures
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import jax
 import numpy as np
 from absl import logging
 from jaxtyping import Int
@@ -298,6 +300,29 @@ def array_source(
         targets={key: _cast(key, values) for key, values in arrays.items()},
         sizes=np.tile(size, (len(images), 1)),
     )
+
+
+def abstract_batch(source: Source, batch_size: int) -> Batch:
+    """Shapes and dtypes of a batch, for which one example is read."""
+    row = source.gather(np.zeros(1, np.int64))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), row)
+
+
+def identity(source: Source) -> dict[str, Any]:
+    """What tells one set of examples from another, short of their pixels.
+
+    Returns:
+      JSON: name, number of examples before any cut and after, shape of an image, and a digest of
+      which they are.
+    """
+    rows = np.stack([source.positions, source.splits.astype(np.int64)])
+    return {
+        "name": source.name,
+        "original_size": source.original_size,
+        "examples": len(source),
+        "image_shape": list(source.image_shape),
+        "positions_sha256": hashlib.sha256(rows.tobytes()).hexdigest(),
+    }
 
 
 def map_chunks(function: Callable[[Rows], T], n: int) -> list[T]:

@@ -3,18 +3,18 @@
 from collections.abc import Callable, Mapping
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxssl.augment.policies import make_clean_view
 from jaxssl.data.corrupted import Examples
+from jaxssl.data.examples import abstract_batch
 from jaxssl.distributed import replicated, sharded
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.features import Embed, extract
 from jaxssl.metrics.collapse import feature_std
-from jaxssl.metrics.knn import knn_accuracy
+from jaxssl.metrics.knn import PROTOCOLS, knn_accuracy
 from jaxssl.training.state import Blueprint, TrainState, merge
 
 
@@ -35,6 +35,17 @@ def embedder(graph: nnx.GraphDef, config: ConfigDict, mesh: Mesh) -> Callable[[T
     return lambda state: lambda batch: jitted(state.params, state.rest, batch)
 
 
+def check_neighbours(config: ConfigDict, bank_size: int) -> None:
+    """Raises UserError unless so many training images serve the run's kNN protocol."""
+    protocol = choose("monitor.protocol", config.monitor.protocol, PROTOCOLS)
+    if protocol.k > bank_size:
+        raise UserError(
+            f"monitor.protocol={config.monitor.protocol!r} asks for {protocol.k} neighbours but "
+            f"there are {bank_size} training images: use more, or a protocol with fewer "
+            "neighbours, such as 'dino'."
+        )
+
+
 def make_monitor(
     blueprint: Blueprint, config: ConfigDict, examples: Examples, mesh: Mesh
 ) -> Callable[[TrainState], Mapping[str, float]]:
@@ -45,7 +56,8 @@ def make_monitor(
       deviation of the normalised features times sqrt(D): 0 where the encoder has collapsed.
 
     Raises:
-      UserError: if the split holds no image, the set has no labels, or the method no such layer.
+      UserError: if the split holds no image, the set has no labels or too few images, or the
+        method no such layer.
     """
     if config.monitor.knn_every_epochs <= 0:
         return lambda state: {}
@@ -55,10 +67,10 @@ def make_monitor(
             "the kNN monitor needs labels but the data set has none: "
             "set monitor.knn_every_epochs=0."
         )
+    check_neighbours(config, len(bank))
     to_embed = embedder(blueprint.graph, config, mesh)
     # Traced once before training, so that a wrong layer is refused now and not after an epoch.
-    rows = np.zeros(config.batch_size, np.int64)  # as many as the mesh divides
-    jax.eval_shape(to_embed(blueprint.abstract(mesh)), bank.gather(rows))
+    jax.eval_shape(to_embed(blueprint.abstract(mesh)), abstract_batch(bank, config.batch_size))
 
     def monitor(state: TrainState) -> dict[str, float]:
         embed = to_embed(state)
