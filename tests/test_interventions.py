@@ -195,9 +195,7 @@ def test_a_size_of_digits_is_refused_where_there_are_none(shuffled_run):
 
 def test_a_test_corruption_without_a_name_is_refused(shuffled_run):
     told = quick_settings(**{"test_corruption.severity": 5})
-    with pytest.raises(
-        UserError, match=r"has severity=5 but no name.*test_corruption\.name"
-    ):
+    with pytest.raises(UserError, match=r"has severity=5 but no name.*test_corruption\.name"):
         linear_probe(shuffled_run, None, told, baselines=False)
 
 
