@@ -60,7 +60,7 @@ def pretrain(
         cadence = Cadence.of(config, len(source), blueprint.spec.total_steps)
         monitor = make_monitor(blueprint, config, examples, mesh)
         step = compile_step(make_step(blueprint, policy), mesh)
-        batch = abstract_batch(source, config.batch_size)
+        batch = abstract_batch(source, config.batch_size, distributed.sharded(mesh))
         jax.eval_shape(step, blueprint.abstract(mesh), batch, traced_scalars(config))
     # Last of all, so that bad input leaves no directory behind.
     data = identity(source) | {"from_python": sources is not None}

@@ -302,10 +302,14 @@ def array_source(
     )
 
 
-def abstract_batch(source: Source, batch_size: int) -> Batch:
+def abstract_batch(
+    source: Source, batch_size: int, sharding: jax.sharding.Sharding | None = None
+) -> Batch:
     """Shapes and dtypes of a batch, for which one example is read."""
     row = source.gather(np.zeros(1, np.int64))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), row)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype, sharding=sharding), row
+    )
 
 
 def identity(source: Source) -> dict[str, Any]:
