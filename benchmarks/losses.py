@@ -220,11 +220,8 @@ def normal(rows: int, features: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(rows, features)).astype(np.float32)
 
 
-# What follows a comma is an environment variable. Threads of the LAPACK behind jaxlib's QR wait for
-# more work by spinning, and take the cores from the sorts that come next.
 SWD = {
     "ours": (None, functools.partial(jax_step, ours_swd)),
-    "ours, OPENBLAS_NUM_THREADS=1": (None, functools.partial(jax_step, ours_swd)),
     "naive JAX": (None, functools.partial(jax_step, naive_swd)),
     "torch": ("torch", functools.partial(torch_step, torch_swd)),
     "POT": ("ot", functools.partial(torch_step, pot_swd)),
@@ -311,9 +308,7 @@ def medians(section: str, size: int, rounds: int) -> dict[str, tuple[float, floa
             continue
         command = [sys.executable, __file__, "--serve", section, str(size), name]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        variable, _, value = name.partition(", ")[2].partition("=")
-        environment = os.environ | ({variable: value} if variable else {})
-        server = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment, **pipes)
+        server = subprocess.Popen(command, stderr=subprocess.DEVNULL, **pipes)
         while server.stdout.readline() != "ready\n":
             if server.poll() is not None:
                 raise RuntimeError(f"{name} ended before it began: {' '.join(command)}")
@@ -341,7 +336,7 @@ def report(title: str, section: str, size: int, rounds: int) -> dict:
     for name, (wall, processor) in found.items():
         ratios = wall / found["ours"][0], processor / found["ours"][1]
         print(
-            f"  {name:28s} {wall:9.1f} ms {ratios[0]:7.2f} x ours   "
+            f"  {name:26s} {wall:9.1f} ms {ratios[0]:7.2f} x ours   "
             f"CPU {processor:9.1f} ms {ratios[1]:7.2f} x ours",
             flush=True,
         )
@@ -382,7 +377,7 @@ def memory(cases: list[tuple[str, int]]) -> dict:
         command = [sys.executable, __file__, "--memory-of", name, str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         rise = float(done.stdout.splitlines()[-1])
-        print(f"  {name:28s} N={count:<7d} {rise:8.1f} MB", flush=True)
+        print(f"  {name:26s} N={count:<7d} {rise:8.1f} MB", flush=True)
         rows[f"{name} N={count}"] = round(rise, 1)
     return rows
 
@@ -408,7 +403,7 @@ def compiled_memory() -> dict:
             theirs = temporaries(loss, count)
             rows[f"{name} N={count}"] = round(theirs, 1)
             print(
-                f"  {name:28s} N={count:<7d} {theirs:8.1f} MiB   {theirs / ours:5.1f} x ours",
+                f"  {name:26s} N={count:<7d} {theirs:8.1f} MiB   {theirs / ours:5.1f} x ours",
                 flush=True,
             )
     return rows

@@ -29,6 +29,7 @@ from jaxssl.losses.collectives import (
 )
 
 PRIORS = ("normal", "hypercube", "hypersphere")
+PANEL = 64  # directions that are made orthogonal to one another one by one
 
 
 def sliced_wasserstein(
@@ -193,11 +194,38 @@ def _logsumexp_distance(
 def orthonormal_directions(
     key: Key[Array, ""], dimension: int, count: int, dtype: jnp.dtype
 ) -> Float[Array, "d p"]:
-    """``count`` orthonormal columns, uniformly (Haar) distributed: QR with the signs corrected."""
-    gaussian = jax.random.normal(key, (dimension, count), dtype)
-    q, r = jnp.linalg.qr(gaussian)
-    # The factorisation's own sign convention is not invariant under rotations of the Gaussian.
-    return q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(dtype)
+    """``count`` orthonormal columns, uniformly (Haar) distributed: Gaussian ones by Gram-Schmidt.
+
+    Panel by panel, and twice, which is enough for full accuracy. Not by a QR of LAPACK's: on a CPU
+    its threads wait for more work by spinning, and take the cores from the sorts that come next.
+    """
+    panels = -(-count // PANEL)
+    gaussian = jax.random.normal(key, (count, dimension), dtype)
+    gaussian = jnp.pad(gaussian, ((0, panels * PANEL - count), (0, 0)))
+
+    def add_panel(k: Int[Array, ""], rows: Float[Array, "p d"]) -> Float[Array, "p d"]:
+        panel = jax.lax.dynamic_slice_in_dim(gaussian, k * PANEL, PANEL)
+        for _ in range(2):
+            panel = _orthonormal_rows(_without(panel, rows))
+        return jax.lax.dynamic_update_slice_in_dim(rows, panel, k * PANEL, axis=0)
+
+    # Those still to come are zero, and take nothing away.
+    rows = jax.lax.fori_loop(0, panels, add_panel, 0 * gaussian)
+    return rows[:count].T
+
+
+def _orthonormal_rows(panel: Float[Array, "m d"]) -> Float[Array, "m d"]:
+    def add_row(i: Int[Array, ""], done: Float[Array, "m d"]) -> Float[Array, "m d"]:
+        row = _without(_without(panel[i], done), done)
+        return done.at[i].set(unit(row))
+
+    return jax.lax.fori_loop(0, panel.shape[0], add_row, 0 * panel)
+
+
+def _without(x: Float[Array, "*m d"], rows: Float[Array, "p d"]) -> Float[Array, "*m d"]:
+    """``x`` less its projections on orthonormal rows."""
+    precision = jax.lax.Precision.HIGHEST
+    return x - jnp.matmul(jnp.matmul(x, rows.T, precision=precision), rows, precision=precision)
 
 
 def draw_prior(
