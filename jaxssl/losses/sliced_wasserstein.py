@@ -199,15 +199,16 @@ def orthonormal_directions(
     Panel by panel, and twice, which is enough for full accuracy. Not by a QR of LAPACK's: on a CPU
     its threads wait for more work by spinning, and take the cores from the sorts that come next.
     """
-    panels = -(-count // PANEL)
+    size = min(PANEL, count)
+    panels = -(-count // size)
     gaussian = jax.random.normal(key, (count, dimension), dtype)
-    gaussian = jnp.pad(gaussian, ((0, panels * PANEL - count), (0, 0)))
+    gaussian = jnp.pad(gaussian, ((0, panels * size - count), (0, 0)))
 
     def add_panel(k: Int[Array, ""], rows: Float[Array, "p d"]) -> Float[Array, "p d"]:
-        panel = jax.lax.dynamic_slice_in_dim(gaussian, k * PANEL, PANEL)
+        panel = jax.lax.dynamic_slice_in_dim(gaussian, k * size, size)
         for _ in range(2):
             panel = _orthonormal_rows(_without(panel, rows))
-        return jax.lax.dynamic_update_slice_in_dim(rows, panel, k * PANEL, axis=0)
+        return jax.lax.dynamic_update_slice_in_dim(rows, panel, k * size, axis=0)
 
     # Those still to come are zero, and take nothing away.
     rows = jax.lax.fori_loop(0, panels, add_panel, 0 * gaussian)
