@@ -148,6 +148,37 @@ def encoder_group() -> ConfigDict:
     return encoder
 
 
+def convn_group(size: int, width: int) -> ConfigDict:
+    """The small net of the MNIST experiments of arXiv:2011.02803, for views of ``size`` pixels."""
+    encoder = ConfigDict()
+    encoder.name = "convn"
+    encoder.image_size = size  # side of the views, pixels
+    encoder.width = width  # channels of the first convolution; the paper's code has 32
+    encoder.padding = "same"  # or "valid", the paper's, for 28 pixels
+    encoder.bn_momentum = 0.9  # share of the old running statistics kept a step
+    encoder.bn_epsilon = 1e-5  # added to the variance
+    encoder.bn_groups = 1  # contiguous groups of the batch with statistics of their own
+    encoder.kernel_init = "fan_in_truncated_normal"  # or "fan_out_normal"
+    encoder.dtype = "float32"  # compute dtype, or "bfloat16"; parameters are float32
+    return encoder
+
+
+def simclr_group(out_dim: int) -> ConfigDict:
+    """SimCLR with a head of two layers, BatchNorm between them."""
+    method = ConfigDict()
+    method.name = "simclr"
+    head = method.head = ConfigDict()
+    head.num_layers = 2
+    head.hidden_dim = 0  # 0: as wide as its input
+    head.out_dim = out_dim
+    head.hidden_norm = True  # BatchNorm between a hidden layer and its ReLU
+    head.hidden_bias = False
+    head.output_norm = "none"  # or "bn", "bn_no_center", "bn_no_affine"
+    head.output_bias = False
+    head.init = "fan_in_uniform"  # see jaxssl.models.heads.DENSE_INITS
+    return method
+
+
 def sgd_group() -> ConfigDict:
     """SGD with momentum in PyTorch's order, decay on every parameter."""
     optimizer = ConfigDict()

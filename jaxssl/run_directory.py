@@ -22,7 +22,6 @@ from jaxssl import distributed
 from jaxssl.errors import UserError
 
 _CONFIG = "config.json"
-_HALF_WRITTEN = f".{_CONFIG}.tmp"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy")
 
 
@@ -89,12 +88,16 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2) + "\n"
-    temporary = path.with_name(f".{path.name}.tmp")  # _HALF_WRITTEN, of a config
+    temporary = _half_written(path)
     with temporary.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _half_written(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
@@ -198,7 +201,8 @@ def _is_free(workdir: pathlib.Path) -> bool:
     """Whether nothing lies here, but for a config that a kill cut short."""
     if not workdir.exists():
         return True
-    return workdir.is_dir() and all(path.name == _HALF_WRITTEN for path in workdir.iterdir())
+    rest = {_half_written(workdir / _CONFIG)}
+    return workdir.is_dir() and set(workdir.iterdir()) <= rest
 
 
 def config_differences(

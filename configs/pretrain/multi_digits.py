@@ -18,7 +18,7 @@ placement (random, grid), digits (data set), canvas, size (views, pixels), batch
 
 from ml_collections import ConfigDict
 
-from configs.common import arguments, base_config, integers, lars_group, view_group
+from configs.common import arguments, base_config, integers, lars_group, simclr_group, view_group
 from jaxssl.augment.augmentation import Augmentation
 
 
@@ -59,16 +59,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.hyper.learning_rate = 0.2
     config.hyper.weight_decay = 1e-4
     config.hyper.temperature = 0.2  # of the cosine similarities
-
-    method = config.method = ConfigDict()
-    method.name = "simclr"
-    head = method.head = ConfigDict()
-    head.num_layers = 2
-    head.hidden_dim = 0  # 0: as wide as its input
-    head.out_dim = 64
-    head.hidden_norm = True  # BatchNorm between a hidden layer and its ReLU
-    head.hidden_bias = False
-    head.output_norm = "none"  # or "bn", "bn_no_center", "bn_no_affine"
-    head.output_bias = False
-    head.init = "fan_in_uniform"  # see jaxssl.models.heads.DENSE_INITS
+    config.method = simclr_group(out_dim=64)
     return config.lock()

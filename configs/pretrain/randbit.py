@@ -17,7 +17,14 @@ Arguments: bits, dataset, image_size, size (views, pixels), batch, epochs, width
 
 from ml_collections import ConfigDict
 
-from configs.common import adamw_group, arguments, base_config, view_group
+from configs.common import (
+    adamw_group,
+    arguments,
+    base_config,
+    convn_group,
+    simclr_group,
+    view_group,
+)
 from jaxssl.augment.augmentation import Augmentation
 
 
@@ -42,31 +49,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.randbit.num_bits = given.bits
     view = Augmentation(size=given.size, crop_scale=(0.5, 1.0), crop_filter="bilinear", flip_p=0.0)
     config.views = view_group((view, view))
-    encoder = config.encoder = ConfigDict()
-    encoder.name = "convn"
-    encoder.image_size = given.size  # side of the views, pixels
-    encoder.width = given.width  # channels of the first convolution; the paper's code has 32
+    encoder = config.encoder = convn_group(given.size, given.width)
     encoder.padding = "valid" if given.size >= 28 else "same"  # the paper's, for 28 pixels: valid
-    encoder.bn_momentum = 0.99  # share of the old running statistics kept a step
-    encoder.bn_epsilon = 1e-3  # added to the variance
-    encoder.bn_groups = 1  # contiguous groups of the batch with statistics of their own
-    encoder.kernel_init = "fan_in_truncated_normal"  # or "fan_out_normal"
-    encoder.dtype = "float32"  # compute dtype, or "bfloat16"; parameters are float32
+    encoder.bn_momentum = 0.99
+    encoder.bn_epsilon = 1e-3
     config.optimizer = adamw_group()
     config.hyper.learning_rate = 1e-3
     config.hyper.weight_decay = 0.0
     config.hyper.temperature = given.temperature  # of the cosine similarities
     config.monitor.knn_every_epochs = 2.0
-
-    method = config.method = ConfigDict()
-    method.name = "simclr"
-    head = method.head = ConfigDict()
-    head.num_layers = 2
-    head.hidden_dim = 256
-    head.out_dim = 64
-    head.hidden_norm = True  # BatchNorm between a hidden layer and its ReLU
-    head.hidden_bias = False
-    head.output_norm = "none"  # or "bn", "bn_no_center", "bn_no_affine"
-    head.output_bias = False
-    head.init = "fan_in_uniform"  # see jaxssl.models.heads.DENSE_INITS
+    config.method = simclr_group(out_dim=64)
+    config.method.head.hidden_dim = 256
     return config.lock()

@@ -18,7 +18,7 @@ Arguments: bits, examples, side (pixels), batch, epochs, width, temperature.
 
 from ml_collections import ConfigDict
 
-from configs.common import arguments, base_config, lars_group, view_group
+from configs.common import arguments, base_config, lars_group, simclr_group, view_group
 from jaxssl.augment.augmentation import Augmentation
 
 
@@ -53,16 +53,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.hyper.weight_decay = 1e-4
     config.hyper.temperature = given.temperature  # of the cosine similarities
     config.monitor.knn_every_epochs = 0.0  # there are no labels
-
-    method = config.method = ConfigDict()
-    method.name = "simclr"
-    head = method.head = ConfigDict()
-    head.num_layers = 2
-    head.hidden_dim = 0  # 0: as wide as its input
-    head.out_dim = 64
-    head.hidden_norm = True  # BatchNorm between a hidden layer and its ReLU
-    head.hidden_bias = False
-    head.output_norm = "none"  # or "bn", "bn_no_center", "bn_no_affine"
-    head.output_bias = False
-    head.init = "fan_in_uniform"  # see jaxssl.models.heads.DENSE_INITS
+    config.method = simclr_group(out_dim=64)
     return config.lock()

@@ -14,7 +14,7 @@ Arguments: dataset, batch, epochs, width, size (views, pixels).
 
 from ml_collections import ConfigDict
 
-from configs.common import arguments, base_config, view_group
+from configs.common import arguments, base_config, simclr_group, view_group
 from jaxssl.augment.augmentation import simclr_cifar
 
 
@@ -29,16 +29,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.scaling = "linear"
     config.hyper.learning_rate = 0.12  # at 256: .06 at 128
     config.hyper.temperature = 0.5  # of the cosine similarities
-
-    method = config.method = ConfigDict()
-    method.name = "simclr"
-    head = method.head = ConfigDict()
-    head.num_layers = 2
-    head.hidden_dim = 0  # 0: as wide as its input, 512
-    head.out_dim = 128
-    head.hidden_norm = True  # BatchNorm between a hidden layer and its ReLU
-    head.hidden_bias = False
-    head.output_norm = "bn"  # "none", "bn", "bn_no_center", "bn_no_affine"
-    head.output_bias = False
-    head.init = "fan_in_uniform"  # see jaxssl.models.heads.DENSE_INITS
+    config.method = simclr_group(out_dim=128)
+    config.method.head.output_norm = "bn"
     return config.lock()
