@@ -107,7 +107,7 @@ class Source(Protocol):
 
         Returns:
           ``image`` uint8 [B,H,W,C]; ``index`` int32 [B], positions in the original split;
-          ``split`` int32 [B], the their splits; ``epoch`` int32 [B]; ``original_size``
+          ``split`` int32 [B], numbers of their splits; ``epoch`` int32 [B]; ``original_size``
           int32 [B,2], (height, width) in pixels before the image was brought to the canonical size;
           ``targets``, a dict of arrays that lead with B, of which a set has some or none:
           ``label`` int32 [B] in [0, num_classes); ``presence`` int32 [B,K], 0 or 1 a class;
