@@ -42,11 +42,12 @@ from sklearn.datasets import load_sample_images
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from configs.common import hyper_group
-from jaxssl.augment import corrupting, ops
+from jaxssl.augment import ops
 from jaxssl.augment.augmentation import PRESETS, Augmentation, simclr_cifar, simclr_imagenet
 from jaxssl.augment.policies import PAIRS, paired_view
 from jaxssl.augment.views import multi_view
-from jaxssl.corruptions import CORRUPTIONS
+from jaxssl.corruptions.apply import Corruptor, corruption_group
+from jaxssl.corruptions.ops import CORRUPTIONS
 from jaxssl.data.composed import multi_digits
 from jaxssl.data.sources import array_source
 from jaxssl.distributed import data_mesh, global_batch
@@ -196,9 +197,9 @@ def host_costs(console: Console, rounds: int) -> dict[str, dict]:
     batch = batch_of(photographs(512, 32))
     contestants: dict[str, Contestant] = {}
     for name in sorted(CORRUPTIONS.keys() - {"none"}):
-        group = corrupting.default_config()
+        group = corruption_group()
         group.name = name
-        corruptor = corrupting.Corruptor.of(group)
+        corruptor = Corruptor.from_config(group)
         contestants[name] = lambda corruptor=corruptor: 0.0 * corruptor.on_host(batch).size
     found = {"corruptions": measure(contestants, 512, rounds)}
     show(console, "corruptions on the host, 32 px, one thread", found["corruptions"])

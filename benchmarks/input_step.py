@@ -40,7 +40,7 @@ def against_a_step(images: np.ndarray, arguments: argparse.Namespace) -> dict[st
     config = resolve(config)
     policy, hyper, mesh = make_policy(config), traced_scalars(config), data_mesh(1)
     source = array_source("photographs", Split.TRAIN, images, {})
-    blueprint = Blueprint.of(config, make_spec(config, source, policy))
+    blueprint = Blueprint.from_config(config, make_spec(config, source, policy))
     rows = training_rows(0, config.batch_size, len(source), config.data_seed)
     batch = global_batch(mesh, source.gather(*rows))
     augment = jax.jit(policy).lower(batch, hyper).compile()

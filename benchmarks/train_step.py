@@ -116,7 +116,7 @@ def prepare(width: int, arguments: argparse.Namespace) -> tuple[Ours, Callable]:
     config = resolve(config)
     source = real_images(config) if arguments.real_pipeline else noise()
     policy = make_policy(config)
-    blueprint = Blueprint.of(config, make_spec(config, source, policy))
+    blueprint = Blueprint.from_config(config, make_spec(config, source, policy))
     mesh = data_mesh(1)
     rows = training_rows(0, config.batch_size, len(source), config.data_seed)
     batch = global_batch(mesh, source.gather(*rows))

@@ -5,8 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxssl.augment import corrupting
 from jaxssl.augment.augmentation import Augmentation
+from jaxssl.corruptions.apply import corruption_group
 from jaxssl.errors import UserError
 from jaxssl.training.optim import DECAY_ALL, EXCLUDE_BIAS_AND_NORM
 
@@ -59,7 +59,7 @@ def base_config() -> ConfigDict:
     config.batch_size = 512  # images (not views) a step, over all devices
     config.data = data_group()
     config.views = ConfigDict()  # one group a view, see view_group
-    config.corruption = corrupting.default_config()  # see there
+    config.corruption = corruption_group()  # see there
     config.randbit = randbit_group()
     config.normalize = normalize_group()
     config.encoder = encoder_group()

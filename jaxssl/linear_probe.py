@@ -19,11 +19,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from jaxssl import cli, distributed
-from jaxssl.augment.corrupting import setting_name
 from jaxssl.augment.policies import make_clean_view
 from jaxssl.checkpoint import CheckpointReader
-from jaxssl.data.corrupted import Examples
+from jaxssl.corruptions.apply import setting_name
 from jaxssl.data.examples import Source
+from jaxssl.data.splits import Splits
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.evaluation.features import Batch, FeatureSet, extract
@@ -153,7 +153,7 @@ def open_splits(
             )
         config = config.copy_and_resolve_references()
         config.data.compose.evaluation_size = settings.evaluation_size
-    examples, view = Examples(config, sources), make_clean_view(config)
+    examples, view = Splits(config, sources), make_clean_view(config)
     parts = {name: Part(examples[name], view) for name in ("train", "validation")}
     if settings.test_corruption.name == probe.AS_TRAINED:
         _, *ignored = setting_name(settings.test_corruption).split("-", 1)
@@ -165,7 +165,7 @@ def open_splits(
         return parts | {"test": Part(examples["test"], view)}
     other = config.copy_and_resolve_references()
     other.corruption = settings.test_corruption
-    return parts | {"test": Part(Examples(other, sources)["test"], make_clean_view(other))}
+    return parts | {"test": Part(Splits(other, sources)["test"], make_clean_view(other))}
 
 
 def _channels(part: Part, target: str) -> int:

@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 from jaxssl import cli, distributed
 from jaxssl.augment.policies import Policy, check_policy, make_policy, policy_hyper
 from jaxssl.checkpoint import Checkpoints
-from jaxssl.data.corrupted import Examples
 from jaxssl.data.examples import Source, abstract_batch, identity
 from jaxssl.data.pipeline import train_batches
+from jaxssl.data.splits import Splits
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.monitor import make_monitor
 from jaxssl.methods import METHODS, Method, Spec
@@ -51,13 +51,13 @@ def pretrain(
         distributed.initialize()
     mesh = distributed.data_mesh(config.run.num_devices)
     distributed.check_batch_size(config.batch_size, mesh)
-    examples = Examples(config, sources)
+    examples = Splits(config, sources)
     source = examples["pretrain"]
     check_policy(config, *source.image_shape[:2])
     with misfits_in_words(config):
         policy = make_policy(config)
-        blueprint = Blueprint.of(config, make_spec(config, source, policy))
-        cadence = Cadence.of(config, len(source), blueprint.spec.total_steps)
+        blueprint = Blueprint.from_config(config, make_spec(config, source, policy))
+        cadence = Cadence.from_config(config, len(source), blueprint.spec.total_steps)
         monitor = make_monitor(blueprint, config, examples, mesh)
         step = compile_step(make_step(blueprint, policy), mesh)
         batch = abstract_batch(source, config.batch_size, distributed.sharded(mesh))

@@ -23,10 +23,10 @@ from jaxssl.analysis.gallery import VIEW_COLORS, Outline, Panel, draw, to_png
 from jaxssl.augment.policies import check_policy, make_policy, policy_hyper
 from jaxssl.augment.spatial import centre_distance, intersection_area
 from jaxssl.augment.views import Views
-from jaxssl.data.corrupted import Examples, corrupted
 from jaxssl.data.examples import Batch, Source
 from jaxssl.data.pipeline import order
 from jaxssl.data.sources import load, pretraining_split
+from jaxssl.data.splits import Splits, corrupted
 from jaxssl.errors import UserError, choose
 from jaxssl.pretrain import resolve
 from jaxssl.training.state import traced_scalars
@@ -328,7 +328,7 @@ def _corrupts_first(config: ConfigDict) -> bool:
 def _open(config: ConfigDict, split: str, sources: Mapping[str, Source] | None) -> Source:
     """The examples of a split without corruption; of a large set only those shown are decoded."""
     if sources is not None:
-        return Examples(_with(config, corruption={"name": "none"}), sources)[split]
+        return Splits(_with(config, corruption={"name": "none"}), sources)[split]
     split = pretraining_split(config.data) if split == "pretrain" else split
     return load(config.data, split, memory_limit_bytes=0)
 

@@ -8,13 +8,12 @@ import pytest
 from tiny import config_for
 
 from configs.pretrain import multi_digits
-from jaxssl.augment import corrupting
-from jaxssl.augment.corrupting import Corruptor
 from jaxssl.augment.policies import make_clean_view
 from jaxssl.corruptions import global_shuffle
-from jaxssl.data.corrupted import CorruptedSource, Examples
+from jaxssl.corruptions.apply import Corruptor, setting_name
 from jaxssl.data.pipeline import train_batches
 from jaxssl.data.sources import load
+from jaxssl.data.splits import CorruptedSource, Splits
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.linear_probe import linear_probe, open_splits
@@ -50,16 +49,16 @@ SHUFFLE = {"corruption.name": "global_shuffle", "corruption.patches": 4, "corrup
 
 def test_every_split_gets_the_same_permutation():
     config = config_with(**SHUFFLE)
-    sigma = Corruptor.of(config.corruption).draw_once((8, 8, 1))
+    sigma = Corruptor.from_config(config.corruption).draw_once((8, 8, 1))
     assert (sigma != np.arange(16)).any()
-    examples = Examples(config)
+    examples = Splits(config)
     for split in ("pretrain", "train", "validation", "test"):
         clean = load(config.data, "train" if split == "pretrain" else split)
         np.testing.assert_array_equal(
             examples[split].images, global_shuffle(clean.images, sigma, 4)
         )
         np.testing.assert_array_equal(examples[split].positions, clean.positions)
-    other = Corruptor.of(config_with(**SHUFFLE | {"corruption.seed": 4}).corruption)
+    other = Corruptor.from_config(config_with(**SHUFFLE | {"corruption.seed": 4}).corruption)
     assert (other.draw_once((8, 8, 1)) != sigma).any()
 
 
@@ -67,9 +66,9 @@ def test_an_images_own_permutation_depends_on_its_index_alone():
     """On the host before augmentation and on the device after it, in any cut of the set."""
     changes = SHUFFLE | {"corruption.per_image": True}
     config = config_with(**changes)
-    clean, shuffled = load(config.data, "test"), Examples(config)["test"]
-    corruptor = Corruptor.of(config.corruption)
-    late = Examples(config_with(**changes, **{"corruption.order": "aug_corrupt"}))["test"]
+    clean, shuffled = load(config.data, "test"), Splits(config)["test"]
+    corruptor = Corruptor.from_config(config.corruption)
+    late = Splits(config_with(**changes, **{"corruption.order": "aug_corrupt"}))["test"]
     rows = np.array([200, 7, 30])
     batch = late.take(np.arange(5, 205)).gather(rows - 5)
     np.testing.assert_array_equal(batch["image"], clean.images[rows])
@@ -93,9 +92,9 @@ def test_corrupted_records_are_read_by_worker_processes(tmp_path):
             PIL.Image.fromarray(image).save(tmp_path / "train" / name / f"{number}.png")
     config = config_with(**SHUFFLE, **{"data.name": "folder", "data.data_dir": str(tmp_path)})
     config.update_from_flattened_dict({"data.image_size": 12, "data.validation_fraction": 0.0})
-    kept = Examples(config)["train"]
+    kept = Splits(config)["train"]
     plain = load(config.data, "train", memory_limit_bytes=0)
-    lazy = Examples(config, {"train": plain})["train"]
+    lazy = Splits(config, {"train": plain})["train"]
     assert isinstance(lazy, CorruptedSource)
     how = {"data_seed": 0, "batch_size": 4, "start_step": 0, "num_steps": 5}
     how |= {"process_index": 0, "process_count": 1}
@@ -138,7 +137,7 @@ def test_only_the_test_split_is_told_another(shuffled_run):
     for split, differs in (("train", False), ("validation", False), ("test", True)):
         a, b = parts[split].source.images, own[split].source.images
         assert np.array_equal(a, b) != differs
-    assert corrupting.setting_name(told.test_corruption) == "gamma"
+    assert setting_name(told.test_corruption) == "gamma"
 
 
 def test_bits_reach_the_encoder_and_the_probe(tmp_path):
@@ -150,7 +149,7 @@ def test_bits_reach_the_encoder_and_the_probe(tmp_path):
 
 def test_bits_say_nothing_of_the_labels():
     config = config_with(**{"randbit.num_bits": 12})
-    source = Examples(config)["train"]
+    source = Splits(config)["train"]
     batch = source.gather(np.arange(len(source)))
     bits = np.asarray(jax.jit(make_clean_view(config))(batch))[:, 0, 0, 1:]
     assert bits.shape == (len(source), 12)
@@ -173,7 +172,7 @@ def test_many_digits_are_trained_on_and_single_ones_probed(tmp_path):
     with config.unlocked():
         config.data = multi_digits.get_config(small).data
     pretrain(config, tmp_path / "run")
-    examples = Examples(config)
+    examples = Splits(config)
     assert set(examples["pretrain"].gather(np.arange(2))["targets"]) == {"presence", "slots"}
     assert set(examples["train"].gather(np.arange(2))["targets"]) == {"label"}
     card, _ = linear_probe(tmp_path / "run", None, quick_settings(), baselines=False)

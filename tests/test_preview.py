@@ -20,9 +20,9 @@ from jaxssl.analysis.gallery import Outline, Panel, draw, to_png
 from jaxssl.augment import bits
 from jaxssl.augment.augmentation import Augmentation
 from jaxssl.augment.policies import make_policy
-from jaxssl.data.corrupted import Examples
 from jaxssl.data.examples import array_source
 from jaxssl.data.pipeline import training_rows
+from jaxssl.data.splits import Splits
 from jaxssl.errors import UserError
 from jaxssl.pretrain import resolve
 from jaxssl.preview import POLICIES, _main, _write, describe, preview
@@ -56,7 +56,7 @@ def config() -> ConfigDict:
 def trained_on(config, source, images, epoch=0):
     """The first images of an epoch with their views, as pretraining gets them."""
     config = resolve(config)
-    seen = Examples(config, {"train": source})["pretrain"]
+    seen = Splits(config, {"train": source})["pretrain"]
     rows, epochs = training_rows(epoch, N, N, config.data_seed)
     batch = seen.gather(rows[:images], epochs[:images])
     return batch, jax.jit(make_policy(config))(batch, traced_scalars(config))
@@ -191,7 +191,7 @@ def test_sweep_of_corruption(config):
     for column, (name, values) in zip(by_column, settings, strict=True):
         config.corruption.update({"name": name, **values})
         rows, _ = training_rows(0, N, N, 0)
-        whole = Examples(config, {"train": source})["pretrain"].gather(rows[:2])
+        whole = Splits(config, {"train": source})["pretrain"].gather(rows[:2])
         for i in range(2):
             assert np.array_equal(shown(column[i]), whole["image"][i] / np.float32(255)), name
     config.corruption.constants = "imagenet"

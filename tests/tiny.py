@@ -41,7 +41,9 @@ class Run:
         self.config = resolve(config)
         self.source = load(self.config.data, "train")
         self.policy = make_policy(self.config)
-        self.blueprint = Blueprint.of(self.config, make_spec(self.config, self.source, self.policy))
+        self.blueprint = Blueprint.from_config(
+            self.config, make_spec(self.config, self.source, self.policy)
+        )
 
     def batch(self, step: int) -> dict:
         """The global batch of a step, on the host."""

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from jaxssl.augment import bits, spatial
 from jaxssl.augment.augmentation import Augmentation
-from jaxssl.augment.corrupting import Corruptor
 from jaxssl.augment.views import (
     Draw,
     Views,
@@ -29,6 +28,7 @@ from jaxssl.augment.views import (
     to_float,
     view_keys,
 )
+from jaxssl.corruptions.apply import Corruptor
 from jaxssl.errors import UserError, choose
 from jaxssl.randomness import check_seed
 
@@ -237,7 +237,7 @@ def make_finisher(config: ConfigDict) -> Callable[[Array, Batch, int], Float[Arr
 
     A late corruption, normalisation, bit channels, in this order; the images are float32 in [0, 1].
     """
-    corruptor = Corruptor.of(config.corruption)
+    corruptor = Corruptor.from_config(config.corruption)
     mean, std = tuple(config.normalize.mean), tuple(config.normalize.std)
     randbit = config.randbit
     if not 0 <= randbit.num_bits <= bits.MAX_BITS:

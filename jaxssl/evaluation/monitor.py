@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxssl.augment.policies import make_clean_view
-from jaxssl.data.corrupted import Examples
 from jaxssl.data.examples import abstract_batch
+from jaxssl.data.splits import Splits
 from jaxssl.distributed import replicated, sharded
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.features import Embed, extract
@@ -47,7 +47,7 @@ def check_neighbours(config: ConfigDict, bank_size: int) -> None:
 
 
 def make_monitor(
-    blueprint: Blueprint, config: ConfigDict, examples: Examples, mesh: Mesh
+    blueprint: Blueprint, config: ConfigDict, examples: Splits, mesh: Mesh
 ) -> Callable[[TrainState], Mapping[str, float]]:
     """The kNN monitor of a run: accuracy on ``monitor.split`` against the training images.
 

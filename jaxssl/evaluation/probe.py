@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from jaxssl.augment import corrupting
+from jaxssl.corruptions.apply import corruption_group
 from jaxssl.randomness import Purpose, Split, host_bits, permutation
 
 Features = Float[Array | np.ndarray, "n d"]
@@ -35,7 +35,7 @@ def default_config() -> ConfigDict:
     config.labels_per_class = 10  # images a class in the row with few labels
     config.target = "label"  # what is predicted: a target of the data set, such as "digit"
     config.evaluation_size = 0  # of multi_digits: pixels of the one digit; 0: the run's own
-    config.test_corruption = corrupting.default_config()  # of the test split alone
+    config.test_corruption = corruption_group()  # of the test split alone
     config.test_corruption.name = AS_TRAINED  # the run's own
 
     config.sgd = ConfigDict()

@@ -56,7 +56,7 @@ class Cadence:
         return step == 0 or self.epoch(step) > self.epoch(step - 1)
 
     @classmethod
-    def of(cls, config: ConfigDict, num_examples: int, total_steps: int) -> "Cadence":
+    def from_config(cls, config: ConfigDict, num_examples: int, total_steps: int) -> "Cadence":
         """The cadence a config asks for."""
         return cls(
             stop=min(config.run.stop_step or total_steps, total_steps),

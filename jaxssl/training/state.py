@@ -53,7 +53,7 @@ class Blueprint:
     spec: Spec
 
     @classmethod
-    def of(cls, config: ConfigDict, spec: Spec) -> "Blueprint":
+    def from_config(cls, config: ConfigDict, spec: Spec) -> "Blueprint":
         """The blueprint of a config; traces the method's construction, computes nothing.
 
         Raises:

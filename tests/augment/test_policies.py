@@ -9,10 +9,10 @@ import pytest
 
 from configs.common import base_config, view_group
 from jaxssl.augment.augmentation import Augmentation
-from jaxssl.augment.corrupting import Corruptor
 from jaxssl.augment.policies import PAIRS, check_policy, make_clean_view, make_policy
 from jaxssl.augment.spatial import centre_distance, intersection_area
 from jaxssl.corruptions import CORRUPTIONS, global_shuffle
+from jaxssl.corruptions.apply import Corruptor
 from jaxssl.errors import UserError
 from jaxssl.randomness import Split
 from jaxssl.training.state import traced_scalars
@@ -131,7 +131,7 @@ def test_bits_are_appended_last_and_shared_by_all_views():
 def test_a_late_corruption_is_that_of_the_finished_view():
     changes = {"corruption.name": "global_shuffle", "corruption.order": "aug_corrupt"}
     plain, late = named("multi_view"), make(**changes)
-    corruptor = Corruptor.of(config_with(**changes).corruption)
+    corruptor = Corruptor.from_config(config_with(**changes).corruption)
     sigma = corruptor.draw_once((SIDE, SIDE, 3))
     for view in range(2):
         expected = global_shuffle(np.asarray(plain.images[view]), sigma, 4)

@@ -33,11 +33,11 @@ def test_cadence_of_a_config():
     with config.unlocked():
         config.run.stop_step = 7
         config.monitor.knn_every_epochs = 0.5
-    cadence = Cadence.of(config, num_examples=100, total_steps=50)
+    cadence = Cadence.from_config(config, num_examples=100, total_steps=50)
     assert (cadence.stop, cadence.monitor) == (7, 1)
     with config.unlocked():
         config.run.stop_step = 999
-    assert Cadence.of(config, num_examples=100, total_steps=50).stop == 50
+    assert Cadence.from_config(config, num_examples=100, total_steps=50).stop == 50
 
 
 @pytest.fixture

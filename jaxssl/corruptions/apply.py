@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 from ml_collections import ConfigDict
 
-from jaxssl.corruptions import CORRUPTIONS, Corruption
+from jaxssl.corruptions.ops import CORRUPTIONS, Corruption
 from jaxssl.errors import UserError, choose
 from jaxssl.randomness import Purpose, Split, check_seed, host_bits, sample_keys
 
@@ -22,10 +22,10 @@ ORDERS = ("corrupt_aug", "aug_corrupt", "no_aug")
 DRAWN = "corruption"  # key of a batch: what was drawn on the host for each image
 
 
-def default_config() -> ConfigDict:
+def corruption_group() -> ConfigDict:
     """A config's ``corruption`` group: an intervention on the images of every split."""
     corruption = ConfigDict()
-    corruption.name = "none"  # a key of jaxssl.corruptions.CORRUPTIONS
+    corruption.name = "none"  # a key of jaxssl.corruptions.ops.CORRUPTIONS
     corruption.patches = 4  # of the shuffles: N, for N x N patches
     corruption.per_image = False  # of the shuffles: a permutation of each image's own
     corruption.exponent = 0.2  # of gamma
@@ -38,7 +38,7 @@ def default_config() -> ConfigDict:
 
 def setting_name(group: ConfigDict) -> str:
     """A corruption as part of a file's name: what differs from the defaults."""
-    defaults = default_config()
+    defaults = corruption_group()
     changed = [key for key in defaults if key != "name" and group[key] != defaults[key]]
     return "-".join([group.name, *(f"{key}={group[key]}" for key in changed)])
 
@@ -58,7 +58,7 @@ class Corruptor:
     order: str
 
     @classmethod
-    def of(cls, group: ConfigDict) -> "Corruptor":
+    def from_config(cls, group: ConfigDict) -> "Corruptor":
         """The corruption of a config's ``corruption`` group.
 
         Raises:

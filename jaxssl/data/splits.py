@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxssl.augment.corrupting import DRAWN, Corruptor
+from jaxssl.corruptions.apply import DRAWN, Corruptor
 from jaxssl.data.examples import ArraySource, Batch, Rows, Source, SourceFields
 from jaxssl.data.sources import load, pretraining_split
 from jaxssl.errors import UserError
@@ -59,7 +59,7 @@ def corrupted(source: Source, config: ConfigDict) -> Source:
     Raises:
       UserError: if the images do not suit the corruption.
     """
-    corruptor = Corruptor.of(config.corruption)
+    corruptor = Corruptor.from_config(config.corruption)
     shape = (config.views.view1.size, config.views.view1.size, source.image_shape[2])
     if config.corruption.name == "none":
         return source
@@ -88,7 +88,7 @@ def _corrupted_once(wrapped: CorruptedSource, source: ArraySource) -> ArraySourc
     return dataclasses.replace(source, images=images)
 
 
-class Examples:
+class Splits:
     """The splits of a run as its programs see them: corrupted, each opened once.
 
     ``"pretrain"`` is what an encoder is trained on; ``"train"``, ``"validation"`` and ``"test"``
