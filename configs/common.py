@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxssl.augment.augmentation import Augmentation
+from jaxssl.augment.policies import recipes, start_numbers
 from jaxssl.corruptions.apply import corruption_group
 from jaxssl.errors import UserError
 from jaxssl.training.optim import DECAY_ALL, EXCLUDE_BIAS_AND_NORM
@@ -57,36 +58,49 @@ def base_config() -> ConfigDict:
     config.init_seed = -1  # seed of the weights and of a step's own draws; -1: seed
     config.data_seed = -1  # seed of order and views; runs that share it are paired; -1: seed
     config.batch_size = 512  # images (not views) a step, over all devices
+    config.epochs = 200.0  # passes over the training images: the horizon of every schedule
     config.data = data_group()
-    config.views = ConfigDict()  # one group a view, see view_group
+    config.views = ConfigDict()  # see view_group
     config.corruption = corruption_group()  # see there
     config.randbit = randbit_group()
     config.normalize = normalize_group()
     config.encoder = encoder_group()
     config.optimizer = sgd_group()
-    config.schedule = schedule_group()
     config.hyper = hyper_group()
-    config.monitor = monitor_group()
+    config.evals = ConfigDict({"knn": knn_group()})  # what is run during training, by name
     config.run = run_group()
     return config
 
 
 def hyper_group() -> ConfigDict:
-    """Every number that a study may sweep: a float that enters the compiled step traced.
+    """Every number that a study may sweep: a float or a schedule, traced by the compiled step.
 
-    A recipe adds what its method reads. The spatial policies' numbers (`jaxssl.augment.policies`)
-    are read by those policies alone; areas and sides are shares of the image's.
+    A recipe adds what its method reads; `view_policy` what a spatial policy reads.
     """
     hyper = ConfigDict()
-    hyper.learning_rate = 0.06  # peak, before the scaling of optimizer.scaling
+    hyper.learning_rate = schedule(0.06)  # before the scaling of optimizer.scaling
     hyper.weight_decay = 5e-4  # L2 coefficient of the decayed parameters
-    hyper.overlap = 0.3  # overlap, overlap_fixed_area: area that both crops share
-    hyper.crop_area = 0.5  # overlap_fixed_area: area of each crop
-    hyper.patch_area = 0.3  # patch, cutout, cutout_blur: area of the square
-    hyper.gap = 0.1  # exclusive: area of the band between the crops
-    hyper.min_side = 0.2  # exclusive, non_overlapping: smallest side of a crop
-    hyper.blur_sigma = 3.0  # cutout_blur: standard deviation, pixels of the canonical image
     return hyper
+
+
+def schedule(
+    value: float,
+    *,
+    end: float = 0.0,
+    shape: str = "cosine",
+    warmup_epochs: float = 0.0,
+    warmup_from: float = 0.0,
+    granularity: str = "step",
+) -> ConfigDict:
+    """A leaf of ``hyper`` that moves during training; see `jaxssl.training.schedules`."""
+    leaf = ConfigDict()
+    leaf.value = value  # after the warm-up: what a study sweeps
+    leaf.warmup_epochs = warmup_epochs  # length of a linear warm-up, may be fractional; 0: none
+    leaf.warmup_from = warmup_from  # at step 0 of the warm-up
+    leaf.shape = shape  # from value to end: "cosine", "linear" or "constant"
+    leaf.end = end  # at config.epochs
+    leaf.granularity = granularity  # "step", "epoch", or "epoch_from_one" (MoCo's CIFAR demo)
+    return leaf
 
 
 def data_group() -> ConfigDict:
@@ -104,14 +118,47 @@ def data_group() -> ConfigDict:
 
 
 def view_group(augmentations: tuple[Augmentation, ...]) -> ConfigDict:
-    """Groups view1, view2 ... of a preset or of one's own, every number open to a change.
+    """The views of a preset or of one's own, every number open to a change.
 
-    The leaves and their units are those of `jaxssl.augment.augmentation.Augmentation`.
+    The largest views are ``global_crops``, the others ``local_crops``; each group has a ``count``
+    and the numbers of `jaxssl.augment.augmentation.Augmentation`, with their units. Where the
+    second global view differs (BYOL), ``global_crops.second`` holds what differs.
+
+    Raises:
+      ValueError: if the views are not of that form.
     """
     views = ConfigDict({"policy": "multi_view"})  # or a key of jaxssl.augment.policies.PAIRS
-    for number, augmentation in enumerate(augmentations, 1):
-        views[f"view{number}"] = ConfigDict(dataclasses.asdict(augmentation))
+    largest = max(view.size for view in augmentations)
+    groups = {
+        "global_crops": [view for view in augmentations if view.size == largest],
+        "local_crops": [view for view in augmentations if view.size < largest],
+    }
+    for name, members in groups.items():
+        if not members:
+            continue
+        first = dataclasses.asdict(members[0])
+        group = views[name] = ConfigDict(first)
+        group.count = len(members)  # views of this kind
+        for number, view in enumerate(members[1:], 2):
+            other = dataclasses.asdict(view)
+            differing = {key: other[key] for key in first if other[key] != first[key]}
+            if differing and (name, number) != ("global_crops", 2):
+                raise ValueError(f"View {number} of {name} differs in {', '.join(differing)}.")
+            if differing:
+                group.second = ConfigDict(differing)  # of the second global view alone
+    if recipes(views) != augmentations:
+        raise ValueError("Global views come first, then local ones.")
     return views
+
+
+def view_policy(config: ConfigDict, policy: str) -> None:
+    """Sets ``views.policy`` and adds to ``hyper`` the numbers that it reads.
+
+    Raises:
+      UserError: if there is no such policy.
+    """
+    config.views.policy = policy
+    config.hyper.update(start_numbers(policy))
 
 
 def randbit_group() -> ConfigDict:
@@ -142,7 +189,7 @@ def encoder_group() -> ConfigDict:
     encoder.zero_init_residual = False  # last BatchNorm scale of a block starts at 0
     encoder.bn_momentum = 0.9  # share of the old running statistics kept a step
     encoder.bn_epsilon = 1e-5  # added to the variance
-    encoder.bn_groups = 1  # contiguous groups of the batch with statistics of their own
+    encoder.bn_groups = 1  # contiguous groups of the images with statistics of their own
     encoder.kernel_init = "fan_out_normal"  # or "fan_in_truncated_normal" (SimCLR's code)
     encoder.dtype = "float32"  # compute dtype, or "bfloat16"; parameters are float32
     return encoder
@@ -157,7 +204,7 @@ def convn_group(size: int, width: int) -> ConfigDict:
     encoder.padding = "same"  # or "valid", the paper's, for 28 pixels
     encoder.bn_momentum = 0.9  # share of the old running statistics kept a step
     encoder.bn_epsilon = 1e-5  # added to the variance
-    encoder.bn_groups = 1  # contiguous groups of the batch with statistics of their own
+    encoder.bn_groups = 1  # contiguous groups of the images with statistics of their own
     encoder.kernel_init = "fan_in_truncated_normal"  # or "fan_out_normal"
     encoder.dtype = "float32"  # compute dtype, or "bfloat16"; parameters are float32
     return encoder
@@ -167,7 +214,13 @@ def simclr_group(out_dim: int) -> ConfigDict:
     """SimCLR with a head of two layers, BatchNorm between them."""
     method = ConfigDict()
     method.name = "simclr"
-    head = method.head = ConfigDict()
+    method.head = head_group(out_dim)
+    return method
+
+
+def head_group(out_dim: int) -> ConfigDict:
+    """A head of two layers, BatchNorm between them; see `jaxssl.models.heads.ProjectionHead`."""
+    head = ConfigDict()
     head.num_layers = 2
     head.hidden_dim = 0  # 0: as wide as its input
     head.out_dim = out_dim
@@ -176,7 +229,10 @@ def simclr_group(out_dim: int) -> ConfigDict:
     head.output_norm = "none"  # or "bn", "bn_no_center", "bn_no_affine"
     head.output_bias = False
     head.init = "fan_in_uniform"  # see jaxssl.models.heads.DENSE_INITS
-    return method
+    head.bn_momentum = 0.9  # share of the old running statistics kept a step
+    head.bn_epsilon = 1e-5  # added to the variance
+    head.bn_groups = 1  # contiguous groups of the images with statistics of their own
+    return head
 
 
 def sgd_group() -> ConfigDict:
@@ -185,8 +241,9 @@ def sgd_group() -> ConfigDict:
     optimizer.name = "sgd"  # see jaxssl.training.optim.OPTIMIZERS
     optimizer.scaling = "none"  # of the learning rate: "none", "linear" (B/256), "sqrt" (sqrt B)
     optimizer.groups = (
-        DECAY_ALL  # (path pattern, decay factor, trust ratio, rate factor); first wins
+        DECAY_ALL  # (path pattern, decay factor, trust ratio, rate factor, scheduled); first wins
     )
+    optimizer.clip_norm = 0.0  # largest norm of the whole gradient; 0: no limit
     optimizer.momentum = 0.9  # share of the old velocity kept a step
     optimizer.nesterov = False  # look ahead
     return optimizer
@@ -198,6 +255,7 @@ def lars_group() -> ConfigDict:
     optimizer.name = "lars"
     optimizer.scaling = "linear"  # as in sgd_group
     optimizer.groups = EXCLUDE_BIAS_AND_NORM  # as in sgd_group
+    optimizer.clip_norm = 0.0  # as in sgd_group
     optimizer.momentum = 0.9  # share of the old velocity kept a step
     optimizer.trust_coefficient = 0.001  # eta
     optimizer.trust_formula = "norm_of_sum"  # see jaxssl.training.optim.TRUST_FORMULAS
@@ -212,31 +270,21 @@ def adamw_group() -> ConfigDict:
     optimizer.name = "adamw"
     optimizer.scaling = "none"  # as in sgd_group
     optimizer.groups = EXCLUDE_BIAS_AND_NORM  # as in sgd_group
+    optimizer.clip_norm = 0.0  # as in sgd_group
     optimizer.b1 = 0.9  # share of the old mean gradient kept a step
     optimizer.b2 = 0.999  # share of the old mean squared gradient kept a step
     optimizer.eps = 1e-8  # added to the root of the latter
     return optimizer
 
 
-def schedule_group() -> ConfigDict:
-    """Cosine without warm-up."""
-    schedule = ConfigDict()
-    schedule.epochs = 200.0  # horizon, passes over the training images
-    schedule.warmup_epochs = 0.0  # from 0, linear
-    schedule.decay = "cosine"  # or "linear", "constant"
-    schedule.final = 0.0  # share of the peak at the horizon
-    schedule.granularity = "step"  # or "epoch", "epoch_from_one" (MoCo's CIFAR demo)
-    return schedule
-
-
-def monitor_group() -> ConfigDict:
-    """What is watched while training; labels are used, so never choose by the test split."""
-    monitor = ConfigDict()
-    monitor.knn_every_epochs = 10.0  # kNN accuracy of "split" against the training images; 0: never
-    monitor.split = "validation"  # "validation" or "test"
-    monitor.protocol = "moco"  # "moco" (k=200, T=.1), "dino" (20, .07), "simsiam" (200, .2)
-    monitor.layer = "pooled"  # "pooled" or a layer of the method's own, such as "projection"
-    return monitor
+def knn_group() -> ConfigDict:
+    """Accuracy of nearest neighbours among the training images; uses labels, so never choose by the test split."""
+    knn = ConfigDict()
+    knn.every = 10.0  # epochs, may be fractional; also at the end; 0: never
+    knn.split = "validation"  # "validation" or "test"
+    knn.protocol = "moco"  # "moco" (k=200, T=.1), "dino" (20, .07), "simsiam" (200, .2)
+    knn.layer = "pooled"  # a layer of the method: "projection", "teacher", "stage4" ...
+    return knn
 
 
 def run_group() -> ConfigDict:

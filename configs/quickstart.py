@@ -6,30 +6,38 @@
 Paper: SimCLR (arXiv:2002.05709); crops alone, no flips (digits have a direction) and no colour.
 Cost and expected numbers: see "What to expect" in the README.
 
-Arguments: size (views, pixels), epochs, seed, batch, width.
+Arguments: size (views, pixels), epochs, seed, batch, width, policy (of the views).
 """
 
 from ml_collections import ConfigDict
 
-from configs.common import arguments, base_config, convn_group, simclr_group, view_group
+from configs.common import (
+    arguments,
+    base_config,
+    convn_group,
+    simclr_group,
+    view_group,
+    view_policy,
+)
 from jaxssl.augment.augmentation import Augmentation
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    given = arguments(arg, size=16, epochs=150.0, seed=0, batch=256, width=32)
+    given = arguments(arg, size=16, epochs=150.0, seed=0, batch=256, width=32, policy="multi_view")
     config = base_config()
     config.seed = given.seed
     config.batch_size = given.batch
     config.data.name = "digits"
     config.data.image_size = 8
-    config.schedule.epochs = given.epochs
-    config.schedule.warmup_epochs = 5.0
+    config.epochs = given.epochs
+    config.hyper.learning_rate.warmup_epochs = 5.0
     view = Augmentation(size=given.size, crop_scale=(0.4, 1.0), flip_p=0.0)
     config.views = view_group((view, view))
+    view_policy(config, given.policy)
     config.encoder = convn_group(given.size, given.width)
-    config.hyper.learning_rate = 0.1
+    config.hyper.learning_rate.value = 0.1
     config.hyper.temperature = 0.2
-    config.monitor.protocol = "dino"
+    config.evals.knn.protocol = "dino"
     config.method = simclr_group(out_dim=64)
     config.method.head.output_norm = "bn"
     return config.lock()

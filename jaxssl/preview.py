@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from jaxssl import cli
 from jaxssl.analysis.gallery import VIEW_COLORS, Outline, Panel, draw, to_png
-from jaxssl.augment.policies import check_policy, make_policy, policy_hyper
+from jaxssl.augment.policies import check_policy, policy_hyper, start_numbers
 from jaxssl.augment.spatial import centre_distance, intersection_area
 from jaxssl.augment.views import Views
 from jaxssl.data.examples import Batch, Source
@@ -28,7 +28,9 @@ from jaxssl.data.pipeline import order
 from jaxssl.data.sources import load, pretraining_split
 from jaxssl.data.splits import Splits, corrupted
 from jaxssl.errors import UserError, choose
-from jaxssl.pretrain import resolve
+from jaxssl.pretrain import policy_of, resolve
+from jaxssl.ranges import values_of
+from jaxssl.training.schedules import Schedules
 from jaxssl.training.state import traced_scalars
 
 Columns = dict[str, list[Panel]]  # by heading, one panel an image
@@ -76,14 +78,13 @@ def preview(
     config = resolve(config)
     make_variants = None if sweep is None else choose("sweep", sweep, SWEEPS)
     if epoch < 0:
-        raise UserError(f"epoch={epoch} cannot be: give 0 or more.")
+        raise UserError(f"--epoch={epoch} must be 0 or more.")
     source = _open(config, split, sources)
     if not 1 <= images <= len(source):
         raise UserError(
-            f"images={images} cannot be shown of {source.name}, split {split}: give 1 to "
-            f"{len(source)}."
+            f"--images={images} of {source.name}, split {split}, must be 1 to {len(source)}."
         )
-    check_policy(config, *source.image_shape[:2])
+    check_policy(config.views, config.hyper, *source.image_shape[:2])
     visited = order(config.data_seed, epoch, len(source))[:images]
     shown = Shown(source.take(np.sort(visited)), np.argsort(np.argsort(visited)), epoch)
 
@@ -187,7 +188,9 @@ def describe(targets: Mapping[str, Any], class_names: tuple[str, ...] | None) ->
 
 def view_columns(config: ConfigDict, batch: Batch) -> Columns:
     """What the policy cuts out of the images, and the views as the method sees them."""
-    views = jax.jit(make_policy(config))(batch, traced_scalars(config))
+    policy = policy_of(config)
+    hyper = Schedules.from_config(config.hyper, config.epochs, 1).at(traced_scalars(config), 0)
+    views = jax.jit(policy)(batch, hyper)
     channels = batch["image"].shape[3]
     largest = max(image.shape[1] for image in views.images)
     canonical = _floats(batch)
@@ -273,13 +276,14 @@ def policy_sweep(config: ConfigDict, shown: Shown) -> tuple[str, dict[str, Colum
     """The crops and views of spatial policies of Jha and Tuytelaars."""
     if config.corruption.order == "no_aug":
         raise UserError(
-            "corruption.order='no_aug' makes no crops, so there is no policy to sweep: give "
-            "another order."
+            "--config.corruption.order=no_aug makes no crops, so there is no policy to sweep: "
+            "give another order."
         )
     variants = {}
     for policy, number, value in POLICIES:
-        variant = _with(config, views={"policy": policy}, hyper={number: value})
-        check_policy(variant, *shown.source.image_shape[:2])
+        numbers = start_numbers(policy) | {number: value}
+        variant = _with(config, views={"policy": policy}, hyper=numbers)
+        check_policy(variant.views, variant.hyper, *shown.source.image_shape[:2])
         head = f"{policy.replace('_', ' ')} {value}"
         variants[head] = view_columns(variant, shown.batch(variant))
     return f"spatial policies · {corruption_words(config.corruption)}", variants
@@ -305,7 +309,10 @@ def policy_words(config: ConfigDict) -> str:
     """The policy of a config and the numbers that it reads."""
     if config.corruption.order == "no_aug":
         return "no augmentation"
-    numbers = [f"{name} {config.hyper[name]:g}" for name in policy_hyper(config)]
+    numbers = [
+        f"{name} {'→'.join(f'{value:g}' for value in values_of(config.hyper[name]).values())}"
+        for name in policy_hyper(config.views.policy)
+    ]
     return config.views.policy + (f" ({', '.join(numbers)})" if numbers else "")
 
 
@@ -328,7 +335,8 @@ def _corrupts_first(config: ConfigDict) -> bool:
 def _open(config: ConfigDict, split: str, sources: Mapping[str, Source] | None) -> Source:
     """The examples of a split without corruption; of a large set only those shown are decoded."""
     if sources is not None:
-        return Splits(_with(config, corruption={"name": "none"}), sources)[split]
+        none = _with(config, corruption={"name": "none"}).corruption
+        return Splits(config.data, none, config.views.global_crops.size, sources)[split]
     split = pretraining_split(config.data) if split == "pretrain" else split
     return load(config.data, split, memory_limit_bytes=0)
 

@@ -25,9 +25,10 @@ class Purpose(enum.IntEnum):
     BITS = 4  # device: the RandBit integer of one image
     INIT = 5  # device: initial weights
     OBJECTIVE = 6  # device: what an objective draws for one step (SWD directions, priors)
-    BATCH_SHUFFLE = 7  # device: batch permutations of one step (ShuffleBN)
+    EMBED_STEP = 7  # device: what networks draw for one step (ShuffleBN's permutation)
     PROBE_VIEW = 8  # device: crop and flip of the linear probe
     EPOCH = 9  # device: what a method draws before an epoch (k-means seeds)
+    EMBED_SAMPLE = 10  # device: what networks draw for one image (masks, noise)
 
 
 class Split(enum.IntEnum):

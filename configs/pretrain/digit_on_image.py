@@ -13,12 +13,12 @@ Published: curves alone (figure 6); no values.
 Expected here: not yet measured.
 
 Arguments: base (data set), unique_digits, digits (data set), image_size, digit_size, size (views,
-pixels), batch, epochs, encoder, width, temperature.
+pixels), batch, epochs, encoder, width, temperature, policy (of the views).
 """
 
 from ml_collections import ConfigDict
 
-from configs.common import arguments, base_config, lars_group, simclr_group, view_group
+from configs.common import arguments, base_config, lars_group, simclr_group, view_group, view_policy
 from jaxssl.augment.augmentation import simclr_imagenet
 
 
@@ -36,11 +36,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         encoder="resnet50",
         width=64,
         temperature=0.1,
+        policy="multi_view",
     )
     config = base_config()
     config.batch_size = given.batch
-    config.schedule.epochs = given.epochs
-    config.schedule.warmup_epochs = 10.0
+    config.epochs = given.epochs
+    config.hyper.learning_rate.warmup_epochs = 10.0
     config.data.name = "digit_on_image"
     config.data.image_size = given.image_size
     compose = config.data.compose = ConfigDict()
@@ -51,12 +52,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     compose.unique_digits = given.unique_digits  # K in pretraining: the first K training digits
     compose.seed = 0  # of which image gets which digit
     config.views = view_group(simclr_imagenet(given.size))
+    view_policy(config, given.policy)
     config.encoder.name = given.encoder
     config.encoder.width = given.width
     config.encoder.stem = "imagenet"
     config.optimizer = lars_group()
     config.optimizer.scaling = "sqrt"
-    config.hyper.learning_rate = 0.075
+    config.hyper.learning_rate.value = 0.075
     config.hyper.weight_decay = 1e-4
     config.hyper.temperature = given.temperature  # of the cosine similarities
     config.method = simclr_group(out_dim=128)

@@ -12,12 +12,13 @@ loss, here they are averaged.
 Cost: not yet measured on an accelerator.
 Expected here: not yet measured at full width; see "What to expect" in the README for width 16.
 
-Arguments: dataset, batch, epochs, width, size (views, pixels), queue, symmetric.
+Arguments: dataset, batch, epochs, width, size (views, pixels), queue, symmetric, policy (of the
+views).
 """
 
 from ml_collections import ConfigDict
 
-from configs.common import arguments, base_config, view_group
+from configs.common import arguments, base_config, head_group, view_group, view_policy
 from jaxssl.augment.augmentation import moco_cifar
 
 
@@ -31,34 +32,32 @@ def get_config(arg: str | None = None) -> ConfigDict:
         size=32,
         queue=4096,
         symmetric=False,
+        policy="multi_view",
     )
     config = base_config()
     config.batch_size = given.batch
     config.data.name = given.dataset
-    config.schedule.epochs = given.epochs
-    config.schedule.granularity = "epoch_from_one"
+    config.epochs = given.epochs
+    config.hyper.learning_rate.granularity = "epoch_from_one"
     config.views = view_group(moco_cifar(given.size))
+    view_policy(config, given.policy)
     config.normalize.mean = (0.4914, 0.4822, 0.4465)
     config.normalize.std = (0.2023, 0.1994, 0.2010)
     config.encoder.width = given.width
     config.encoder.bn_groups = 8
-    config.hyper.learning_rate = 0.06
+    config.hyper.learning_rate.value = 0.06
     config.hyper.temperature = 0.1  # of the cosine similarities
     config.hyper.ema = 0.99  # share of itself that the teacher keeps a step
-    config.monitor.layer = "projection"
+    config.evals.knn.layer = "projection"
 
     method = config.method = ConfigDict()
     method.name = "moco_v2"
     method.queue_size = given.queue  # keys kept, a multiple of the keys a step
     method.symmetric = given.symmetric  # both views query and both enter the queue
     method.shuffle = True  # permute the teacher's batch over the BatchNorm groups
-    head = method.head = ConfigDict()
+    head = method.head = head_group(out_dim=128)
     head.num_layers = 1
-    head.hidden_dim = 0  # 0: as wide as its input
-    head.out_dim = 128
-    head.hidden_norm = False  # BatchNorm between a hidden layer and its ReLU
+    head.hidden_norm = False
     head.hidden_bias = True
-    head.output_norm = "none"  # or "bn", "bn_no_center", "bn_no_affine"
     head.output_bias = True
-    head.init = "fan_in_uniform"  # see jaxssl.models.heads.DENSE_INITS
     return config.lock()

@@ -13,12 +13,21 @@ Published: linear accuracy of a random encoder 18 %; the table's other values ar
 Expected here: not yet measured.
 
 Arguments: count, sizes (pixels, joined by +, one a digit or one for all), evaluation_size,
-placement (random, grid), digits (data set), canvas, size (views, pixels), batch, epochs, width.
+placement (random, grid), digits (data set), canvas, size (views, pixels), batch, epochs, width,
+policy (of the views).
 """
 
 from ml_collections import ConfigDict
 
-from configs.common import arguments, base_config, integers, lars_group, simclr_group, view_group
+from configs.common import (
+    arguments,
+    base_config,
+    integers,
+    lars_group,
+    simclr_group,
+    view_group,
+    view_policy,
+)
 from jaxssl.augment.augmentation import Augmentation
 
 
@@ -35,11 +44,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         batch=1024,
         epochs=100.0,
         width=64,
+        policy="multi_view",
     )
     config = base_config()
     config.batch_size = given.batch
-    config.schedule.epochs = given.epochs
-    config.schedule.warmup_epochs = 10.0
+    config.epochs = given.epochs
+    config.hyper.learning_rate.warmup_epochs = 10.0
     config.data.name = "multi_digits"
     compose = config.data.compose = ConfigDict()
     compose.digits = given.digits  # labelled set of one-channel images that digits are drawn from
@@ -52,11 +62,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     compose.seed = 0  # of what is drawn where
     view = Augmentation(size=given.size, crop_scale=(0.5, 1.0), crop_filter="bilinear", flip_p=0.0)
     config.views = view_group((view, view))
+    view_policy(config, given.policy)
     config.encoder.width = given.width
     config.encoder.stem = "imagenet"
     config.optimizer = lars_group()
     config.optimizer.scaling = "sqrt"
-    config.hyper.learning_rate = 0.2
+    config.hyper.learning_rate.value = 0.2
     config.hyper.weight_decay = 1e-4
     config.hyper.temperature = 0.2  # of the cosine similarities
     config.method = simclr_group(out_dim=64)

@@ -12,7 +12,8 @@ Cost: not yet measured.
 Published: curves alone (figure 7); no values. With more bits the digits' accuracy falls to chance.
 Expected here: not yet measured.
 
-Arguments: bits, dataset, image_size, size (views, pixels), batch, epochs, width, temperature.
+Arguments: bits, dataset, image_size, size (views, pixels), batch, epochs, width, temperature,
+policy (of the views).
 """
 
 from ml_collections import ConfigDict
@@ -24,6 +25,7 @@ from configs.common import (
     convn_group,
     simclr_group,
     view_group,
+    view_policy,
 )
 from jaxssl.augment.augmentation import Augmentation
 
@@ -39,25 +41,27 @@ def get_config(arg: str | None = None) -> ConfigDict:
         epochs=10.0,
         width=32,
         temperature=0.1,
+        policy="multi_view",
     )
     config = base_config()
     config.batch_size = given.batch
     config.data.name = given.dataset
     config.data.image_size = given.image_size
-    config.schedule.epochs = given.epochs
-    config.schedule.decay = "linear"
+    config.epochs = given.epochs
+    config.hyper.learning_rate.shape = "linear"
     config.randbit.num_bits = given.bits
     view = Augmentation(size=given.size, crop_scale=(0.5, 1.0), crop_filter="bilinear", flip_p=0.0)
     config.views = view_group((view, view))
+    view_policy(config, given.policy)
     encoder = config.encoder = convn_group(given.size, given.width)
     encoder.padding = "valid" if given.size >= 28 else "same"  # the paper's, for 28 pixels: valid
     encoder.bn_momentum = 0.99
     encoder.bn_epsilon = 1e-3
     config.optimizer = adamw_group()
-    config.hyper.learning_rate = 1e-3
+    config.hyper.learning_rate.value = 1e-3
     config.hyper.weight_decay = 0.0
     config.hyper.temperature = given.temperature  # of the cosine similarities
-    config.monitor.knn_every_epochs = 2.0
+    config.evals.knn.every = 2.0
     config.method = simclr_group(out_dim=64)
     config.method.head.hidden_dim = 256
     return config.lock()

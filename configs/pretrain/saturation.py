@@ -35,8 +35,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config = base_config()
     config.batch_size = given.batch
-    config.schedule.epochs = given.epochs
-    config.schedule.warmup_epochs = 10.0
+    config.epochs = given.epochs
+    config.hyper.learning_rate.warmup_epochs = 10.0
     config.data.name = "saturation"
     compose = config.data.compose = ConfigDict()
     compose.examples = given.examples  # images, each with an integer of its own
@@ -49,9 +49,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.encoder.width = given.width
     config.optimizer = lars_group()
     config.optimizer.scaling = "sqrt"
-    config.hyper.learning_rate = 0.2
+    config.hyper.learning_rate.value = 0.2
     config.hyper.weight_decay = 1e-4
     config.hyper.temperature = given.temperature  # of the cosine similarities
-    config.monitor.knn_every_epochs = 0.0  # there are no labels
+    config.evals.knn.every = 0.0  # there are no labels
     config.method = simclr_group(out_dim=64)
     return config.lock()

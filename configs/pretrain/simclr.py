@@ -9,25 +9,28 @@ on the test split.
 Cost: not yet measured on an accelerator.
 Expected here: not yet measured at full width; see "What to expect" in the README for width 16.
 
-Arguments: dataset, batch, epochs, width, size (views, pixels).
+Arguments: dataset, batch, epochs, width, size (views, pixels), policy (of the views).
 """
 
 from ml_collections import ConfigDict
 
-from configs.common import arguments, base_config, simclr_group, view_group
+from configs.common import arguments, base_config, simclr_group, view_group, view_policy
 from jaxssl.augment.augmentation import simclr_cifar
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    given = arguments(arg, dataset="cifar10", batch=512, epochs=200.0, width=64, size=32)
+    given = arguments(
+        arg, dataset="cifar10", batch=512, epochs=200.0, width=64, size=32, policy="multi_view"
+    )
     config = base_config()
     config.batch_size = given.batch
     config.data.name = given.dataset
-    config.schedule.epochs = given.epochs
+    config.epochs = given.epochs
     config.views = view_group(simclr_cifar(given.size))
+    view_policy(config, given.policy)
     config.encoder.width = given.width
     config.optimizer.scaling = "linear"
-    config.hyper.learning_rate = 0.12  # at 256: .06 at 128
+    config.hyper.learning_rate.value = 0.12  # at 256: .06 at 128
     config.hyper.temperature = 0.5  # of the cosine similarities
     config.method = simclr_group(out_dim=128)
     config.method.head.output_norm = "bn"

@@ -1,7 +1,6 @@
 """The recipe of one view, and those that papers publish."""
 
 import dataclasses
-from collections.abc import Callable
 
 from jaxssl.augment.ops import HUE_SPACES, HueSpace
 from jaxssl.augment.resample import FILTERS, Filter
@@ -43,7 +42,7 @@ class Augmentation:
         """
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
             if len(getattr(self, name)) != 2:
-                raise UserError(f"{name}={getattr(self, name)!r} cannot be: give two numbers.")
+                raise UserError(f"{name}={getattr(self, name)!r} must be two numbers.")
         low, high = self.crop_scale
         taps = self.blur_kernel_size
         probabilities = ("flip_p", "jitter_p", "grayscale_p", "blur_p", "solarize_p")
@@ -64,7 +63,7 @@ class Augmentation:
         ]
         for name, holds, rule in rules:
             if not holds:
-                raise UserError(f"{name}={getattr(self, name)!r} cannot be: it must be {rule}.")
+                raise UserError(f"{name}={getattr(self, name)!r} must be {rule}.")
 
 
 def simclr_imagenet(size: int) -> tuple[Augmentation, ...]:
@@ -170,15 +169,3 @@ def dino_multi_crop(size: int) -> tuple[Augmentation, ...]:
 def crop_flip(size: int) -> tuple[Augmentation, ...]:
     """One view, cropped and mirrored: what a linear probe is trained on."""
     return (Augmentation(size=size, crop_scale=(0.08, 1.0)),)
-
-
-PRESETS: dict[str, Callable[[int], tuple[Augmentation, ...]]] = {
-    "simclr_imagenet": simclr_imagenet,
-    "simclr_cifar": simclr_cifar,
-    "moco_v2": moco_v2,
-    "moco_cifar": moco_cifar,
-    "byol": byol,
-    "swav_multi_crop": swav_multi_crop,
-    "dino_multi_crop": dino_multi_crop,
-    "crop_flip": crop_flip,
-}

@@ -5,8 +5,10 @@ drawn for a view stays what `multi_view` draws for it, so that runs which differ
 paired.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +33,7 @@ from jaxssl.augment.views import (
 from jaxssl.corruptions.apply import Corruptor
 from jaxssl.errors import UserError, choose
 from jaxssl.randomness import check_seed
+from jaxssl.ranges import NON_NEGATIVE, SHARE, Range, Ranges, check_ranges, values_of
 
 Batch = Mapping[str, Any]
 Hyper = Mapping[str, Any]
@@ -44,13 +47,13 @@ class Pair:
 
     Attributes:
       boxes: from a key, the height and width in pixels, and ``hyper`` to the two boxes.
-      hyper: the numbers that it reads from ``hyper``.
+      hyper: the numbers that it reads from ``hyper``, with their ranges.
       check: from the height and width and these numbers; ValueError if no two crops can meet them.
       erase: what is done to the image of view 1, given the box of view 2; None: nothing.
     """
 
     boxes: Callable[[Key[Array, ""], int, int, Hyper], Boxes]
-    hyper: tuple[str, ...]
+    hyper: Ranges
     check: Callable[..., None]
     erase: Callable[[Array, Array, Hyper], Array] | None = None
 
@@ -99,18 +102,37 @@ def _check_blurred_patch(height: int, width: int, patch_area: float, blur_sigma:
     spatial.check_patch(patch_area, height, width)
 
 
+NUMBERS = {
+    "overlap": 0.3,  # overlap, overlap_fixed_area: area that both crops share
+    "crop_area": 0.5,  # overlap_fixed_area: area of each crop
+    "patch_area": 0.3,  # patch, cutout, cutout_blur: area of the square
+    "gap": 0.1,  # exclusive: area of the band between the crops
+    "min_side": 0.2,  # exclusive, non_overlapping: smallest side of a crop
+    "blur_sigma": 3.0,  # cutout_blur: standard deviation, pixels of the canonical image
+}
+"""Where a recipe starts with the numbers of a spatial policy; areas and sides are shares of the
+image's. They are leaves of ``hyper``, of recipes with such a policy alone."""
+
+AREA = Range(0.0, 1.0, low_included=False)  # a share of the image's area or side
+
 PAIRS: dict[str, Pair] = {
-    "overlap": Pair(_overlap, ("overlap",), _any_size(spatial.check_overlap)),
+    "overlap": Pair(_overlap, {"overlap": AREA}, _any_size(spatial.check_overlap)),
     "overlap_fixed_area": Pair(
-        _overlap_fixed_area, ("overlap", "crop_area"), _any_size(spatial.check_fixed_area)
+        _overlap_fixed_area,
+        {"overlap": AREA, "crop_area": AREA},
+        _any_size(spatial.check_fixed_area),
     ),
-    "patch": Pair(_patch, ("patch_area",), _check_patch),
-    "exclusive": Pair(_exclusive, ("gap", "min_side"), _any_size(spatial.check_exclusive)),
+    "patch": Pair(_patch, {"patch_area": AREA}, _check_patch),
+    "exclusive": Pair(
+        _exclusive, {"gap": SHARE, "min_side": AREA}, _any_size(spatial.check_exclusive)
+    ),
     "non_overlapping": Pair(
-        _non_overlapping, ("min_side",), _any_size(spatial.check_non_overlapping)
+        _non_overlapping, {"min_side": AREA}, _any_size(spatial.check_non_overlapping)
     ),
-    "cutout": Pair(_patch, ("patch_area",), _check_patch, _cut_out),
-    "cutout_blur": Pair(_patch, ("patch_area", "blur_sigma"), _check_blurred_patch, _blur_out),
+    "cutout": Pair(_patch, {"patch_area": AREA}, _check_patch, _cut_out),
+    "cutout_blur": Pair(
+        _patch, {"patch_area": AREA, "blur_sigma": NON_NEGATIVE}, _check_blurred_patch, _blur_out
+    ),
 }
 """Policies that place two crops together; beside them there is ``"multi_view"``."""
 
@@ -158,93 +180,145 @@ def plain_view(batch: Batch, augmentations: tuple[Augmentation, ...]) -> Views:
 
 
 def recipes(views: ConfigDict) -> tuple[Augmentation, ...]:
-    """The recipe of each view of a config's ``views`` group, view1 first."""
-    # By number, not by name: view10 comes after view2.
-    names = sorted((n for n in views if n != "policy"), key=lambda n: int(n.removeprefix("view")))
-    return tuple(Augmentation(**views[name]) for name in names)
+    """The recipe of each view of a config's ``views`` group: global crops first, then local ones.
+
+    Raises:
+      UserError: if a count or a recipe is not possible.
+    """
+    made = []
+    for name in CROPS:
+        if name not in views:
+            continue
+        group = dict(views[name])
+        count, second = group.pop("count"), dict(group.pop("second", {}))
+        check_ranges(f"views.{name}", views[name], {"count": NON_NEGATIVE})
+        with _named(name):
+            made += [Augmentation(**group)] * count
+            if second and count > 1:
+                others = [key for key in second if key not in group]
+                if others:
+                    raise UserError(f"second.{others[0]} is no number of a view: remove it.")
+                made[1] = Augmentation(**group | second)
+    if not made:
+        raise UserError("--config.views.global_crops.count=0 must be at least 1.")
+    return tuple(made)
 
 
-def policy_hyper(config: ConfigDict) -> tuple[str, ...]:
-    """Names of what the policy of a config reads from ``hyper``, besides ``data_seed``."""
-    names = {"multi_view": (), **{name: pair.hyper for name, pair in PAIRS.items()}}
-    return choose("views.policy", config.views.policy, names)
+CROPS = ("global_crops", "local_crops")
 
 
-def check_policy(config: ConfigDict, height: int, width: int) -> None:
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Adds the flag's place to what a recipe refuses."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"--config.views.{name}.{error}") from error
+
+
+def start_numbers(policy: str) -> dict[str, float]:
+    """The leaves that a view policy needs in ``hyper``, from `NUMBERS`."""
+    return {name: NUMBERS[name] for name in policy_hyper(policy)}
+
+
+def policy_hyper(policy: str) -> Ranges:
+    """What a view policy reads from ``hyper`` besides ``data_seed``, with ranges.
+
+    Raises:
+      UserError: if there is no such policy.
+    """
+    return choose(
+        "views.policy", policy, {"multi_view": {}, **{name: p.hyper for name, p in PAIRS.items()}}
+    )
+
+
+def check_policy(views: ConfigDict, hyper: ConfigDict, height: int, width: int) -> None:
     """Refuses numbers that no two crops of an image of this size can meet.
 
     Raises:
       UserError: naming them, and what can be met.
     """
-    names = policy_hyper(config)
-    if config.views.policy == "multi_view":
+    names = policy_hyper(views.policy)
+    if views.policy == "multi_view":
         return
-    augmentations = recipes(config.views)
-    if len(augmentations) != 2:
+    count = len(recipes(views))
+    if count != 2:
         raise UserError(
-            f"views.policy={config.views.policy!r} makes two views and the config has "
-            f"{len(augmentations)}: keep view1 and view2 alone."
+            f"--config.views.policy={views.policy} makes two views and the config has {count}: "
+            "set --config.views.global_crops.count=2 and no local crops."
         )
-    try:
-        PAIRS[config.views.policy].check(height, width, *(config.hyper[name] for name in names))
-    except ValueError as error:
-        raise UserError(f"views.policy={config.views.policy!r}: {error}") from error
+    # All combinations of the values at the ends of their schedules.
+    for numbers in itertools.product(*(values_of(hyper[name]).values() for name in names)):
+        try:
+            PAIRS[views.policy].check(height, width, *numbers)
+        except ValueError as error:
+            raise UserError(f"--config.views.policy={views.policy}: {error}") from error
 
 
-def make_policy(config: ConfigDict) -> Policy:
+Finish = Callable[[Array, Batch, int], Float[Array, "b h w c"]]
+"""From (images, batch, view number) to what a network sees of any view."""
+
+
+def make_policy(views: ConfigDict, finish: Finish, *, order: str) -> Policy:
     """The policy that a config describes.
 
     Args:
-      config: reads ``views``, ``normalize``, ``corruption`` and ``randbit``.
+      views: the ``views`` group.
+      finish: see `make_finisher`.
+      order: ``corruption.order``; "no_aug" makes test-time images of every view.
 
     Returns:
       From a batch and ``hyper`` (``data_seed`` and what the policy reads) to `Views`: normalised,
       bit channels last.
 
     Raises:
-      UserError: if there is no such policy or corruption.
+      UserError: if there is no such policy.
     """
-    policy_hyper(config)
-    augmentations = recipes(config.views)
-    finish = make_finisher(config)
+    policy_hyper(views.policy)
+    augmentations = recipes(views)
 
     def policy(batch: Batch, hyper: Hyper) -> Views:
-        if config.corruption.order == "no_aug":
-            views = plain_view(batch, augmentations)
-        elif config.views.policy == "multi_view":
-            views = multi_view(batch, hyper["data_seed"], augmentations)
+        if order == "no_aug":
+            made = plain_view(batch, augmentations)
+        elif views.policy == "multi_view":
+            made = multi_view(batch, hyper["data_seed"], augmentations)
         else:
-            views = paired_view(batch, hyper, augmentations, PAIRS[config.views.policy])
-        images = tuple(finish(image, batch, view) for view, image in enumerate(views.images))
-        return dataclasses.replace(views, images=images)
+            made = paired_view(batch, hyper, augmentations, PAIRS[views.policy])
+        images = tuple(finish(image, batch, view) for view, image in enumerate(made.images))
+        return dataclasses.replace(made, images=images)
 
     return policy
 
 
-def make_clean_view(config: ConfigDict) -> Callable[[Batch], Float[Array, "b h w c"]]:
-    """The test-time images of a run: what its monitor and its probes embed.
+def make_clean_view(size: int, finish: Finish) -> Callable[[Batch], Float[Array, "b h w c"]]:
+    """The test-time images of a run: what its evaluations and its probes embed.
 
     Not augmented; corrupted like the training images, normalised, with the bit channels that the
     encoder was trained on.
+
+    Args:
+      size: side, pixels.
+      finish: see `make_finisher`.
     """
-    finish = make_finisher(config)
-    size = config.views.view1.size
     return lambda batch: finish(evaluation_view(batch["image"], size), batch, 0)
 
 
-def make_finisher(config: ConfigDict) -> Callable[[Array, Batch, int], Float[Array, "b h w c"]]:
-    """From (images, batch, view number) to what a network sees of any view.
+def make_finisher(corruption: ConfigDict, normalize_by: ConfigDict, randbit: ConfigDict) -> Finish:
+    """The last things done to every view: a late corruption, normalisation, bit channels.
 
-    A late corruption, normalisation, bit channels, in this order; the images are float32 in [0, 1].
+    Args:
+      corruption: the ``corruption`` group of a config.
+      normalize_by: its ``normalize`` group.
+      randbit: its ``randbit`` group.
+
+    Raises:
+      UserError: if there is no such corruption, or a number is out of range.
     """
-    corruptor = Corruptor.from_config(config.corruption)
-    mean, std = tuple(config.normalize.mean), tuple(config.normalize.std)
-    randbit = config.randbit
-    if not 0 <= randbit.num_bits <= bits.MAX_BITS:
-        raise UserError(
-            f"randbit.num_bits={randbit.num_bits} cannot be: give 1 to {bits.MAX_BITS}, or 0 for "
-            "none."
-        )
+    corruptor = Corruptor.from_config(corruption)
+    mean, std = tuple(normalize_by.mean), tuple(normalize_by.std)
+    if 0 in std:
+        raise UserError(f"--config.normalize.std={std} must have no 0: images are divided by it.")
+    check_ranges("randbit", randbit, {"num_bits": Range(0, bits.MAX_BITS, low_included=True)})
     check_seed("randbit.seed", randbit.seed)
 
     def finish(images: Array, batch: Batch, view: int) -> Float[Array, "b h w c"]:

@@ -47,6 +47,7 @@ class Views:
       targets: what the data set has to predict, arrays that lead with B.
       index: int32 [B], position in the original split.
       epoch: int32 [B].
+      split: int32 [B], number in `Split` of the original split.
     """
 
     images: tuple[Float[Array, "b _ _ c"], ...]
@@ -55,6 +56,7 @@ class Views:
     targets: dict[str, Array]
     index: Int[Array, " b"]
     epoch: Int[Array, " b"]
+    split: Int[Array, " b"]
 
 
 def _flatten_views(views: Views) -> tuple[list[tuple[jax.tree_util.GetAttrKey, Any]], None]:
@@ -225,6 +227,7 @@ def gather_views(batch: Mapping[str, Any], views: Iterable[tuple[Array, Array, A
         targets=dict(batch["targets"]),
         index=batch["index"],
         epoch=batch["epoch"],
+        split=batch["split"],
     )
 
 

@@ -49,19 +49,20 @@ class CorruptedSource(SourceFields):
         return batch | {DRAWN: drawn}
 
 
-def corrupted(source: Source, config: ConfigDict) -> Source:
+def corrupted(source: Source, corruption: ConfigDict, view_size: int) -> Source:
     """The source with the corruption of a config.
 
     Args:
       source: the examples as they are.
-      config: reads ``corruption``, and ``views`` for what the device corrupts after augmentation.
+      corruption: the ``corruption`` group.
+      view_size: side of the views, pixels: of what the device corrupts after augmentation.
 
     Raises:
       UserError: if the images do not suit the corruption.
     """
-    corruptor = Corruptor.from_config(config.corruption)
-    shape = (config.views.view1.size, config.views.view1.size, source.image_shape[2])
-    if config.corruption.name == "none":
+    corruptor = Corruptor.from_config(corruption)
+    shape = (view_size, view_size, source.image_shape[2])
+    if corruption.name == "none":
         return source
     # A permutation of an image's own is drawn here even if the device applies it, so that it is the
     # same in either order.
@@ -95,15 +96,23 @@ class Splits:
     are what it is judged by.
     """
 
-    def __init__(self, config: ConfigDict, sources: Mapping[str, Source] | None = None):
+    def __init__(
+        self,
+        data: ConfigDict,
+        corruption: ConfigDict,
+        view_size: int,
+        sources: Mapping[str, Source] | None = None,
+    ):
         """Opens nothing yet.
 
         Args:
-          config: the whole config.
-          sources: splits that Python code brings, in place of ``config.data``; without
-            ``"pretrain"``, ``"train"`` serves for it.
+          data: the ``data`` group of a config.
+          corruption: its ``corruption`` group.
+          view_size: side of the views, pixels.
+          sources: splits that Python code brings, in place of ``data``; without ``"pretrain"``,
+            ``"train"`` serves for it.
         """
-        self._config = config
+        self._data, self._corruption, self._view_size = data, corruption, view_size
         self._given = sources
         self._open: dict[str, Source] = {}
 
@@ -116,17 +125,17 @@ class Splits:
         if split == "pretrain":
             split = self._pretraining_split()
         if split not in self._open:
-            self._open[split] = corrupted(self._load(split), self._config)
+            self._open[split] = corrupted(self._load(split), self._corruption, self._view_size)
         return self._open[split]
 
     def _pretraining_split(self) -> str:
         if self._given is None:
-            return pretraining_split(self._config.data)
+            return pretraining_split(self._data)
         return "pretrain" if "pretrain" in self._given else "train"
 
     def _load(self, split: str) -> Source:
         if self._given is None:
-            return load(self._config.data, split)
+            return load(self._data, split)
         if split not in self._given:
             raise UserError(
                 f"the sources given have no {split!r} split, only {', '.join(self._given)}: add it."

@@ -5,12 +5,13 @@ from jaxtyping import Array, UInt
 from ml_collections import ConfigDict
 
 from jaxssl.errors import choose
-from jaxssl.methods.method import Method, Spec
+from jaxssl.methods.method import Keys, Method, Spec
 from jaxssl.methods.moco import MoCo
 from jaxssl.methods.simclr import SimCLR
 from jaxssl.methods.supervised import Supervised
 from jaxssl.models import build_encoder
 from jaxssl.randomness import Purpose, step_key
+from jaxssl.ranges import check_ranges
 
 METHODS: dict[str, type[Method]] = {
     "moco_v2": MoCo,
@@ -19,11 +20,14 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def build_method(config: ConfigDict, spec: Spec, init_seed: UInt[Array, ""] | int) -> Method:
-    """The method of a config, freshly initialised; trace it under ``jax.jit``, it is slow eagerly.
+def build_method(
+    method: ConfigDict, encoder: ConfigDict, spec: Spec, init_seed: UInt[Array, ""] | int
+) -> Method:
+    """A method, freshly initialised; trace it under ``jax.jit``, it is slow eagerly.
 
     Args:
-      config: the whole config; reads ``method`` and ``encoder``.
+      method: the ``method`` group of a config.
+      encoder: its ``encoder`` group.
       spec: what the data and the run are like.
       init_seed: seed of the initial weights; may be traced.
 
@@ -31,9 +35,9 @@ def build_method(config: ConfigDict, spec: Spec, init_seed: UInt[Array, ""] | in
       UserError: if the method or the encoder is unknown or its settings do not fit.
     """
     rngs = nnx.Rngs(step_key(init_seed, Purpose.INIT, 0))
-    encoder = build_encoder(config.encoder, spec.channels, rngs)
-    method = choose("method.name", config.method.name, METHODS)
-    return method(config.method, encoder, spec, rngs)
+    kind = choose("method.name", method.name, METHODS)
+    check_ranges("method", method, kind.SETTINGS)
+    return kind(method, build_encoder(encoder, spec.channels, rngs), spec, rngs)
 
 
-__all__ = ["METHODS", "Method", "Spec", "build_method"]
+__all__ = ["METHODS", "Keys", "Method", "Spec", "build_method"]

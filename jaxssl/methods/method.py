@@ -3,24 +3,28 @@
 A method is an ``nnx.Module`` made of an encoder and whatever else it trains or keeps. The training
 step calls `embed`, then `objective`, takes the gradient with respect to every ``nnx.Param``, lets
 the optimizer move them, and calls `after_update`. What must survive from step to step without
-being trained is an ``nnx.Variable`` of another type (`Teacher`, `Queue`, ``nnx.BatchStat`` ...);
+being trained is an ``nnx.Variable`` of another type (`Teacher`, `Bank`, ``nnx.BatchStat`` ...);
 a method may assign to those in any of the three.
 """
 
 import dataclasses
-from typing import ClassVar
+import fractions
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
-import jax
+import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from jaxssl.augment.views import Views
 from jaxssl.errors import UserError
-from jaxssl.models import Encoder
+from jaxssl.models import Encoder, ProjectionHead
+from jaxssl.ranges import Ranges
 
 Hyper = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
+Layers = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +36,9 @@ class Spec:
       num_classes: classes of the training labels, or None where there are none.
       channels: channels of the views.
       image_size: height and width of the canonical image, pixels.
-      total_steps: steps of the whole schedule.
+      total_steps: steps of the whole run.
+      steps_per_epoch: images trained on over images a step, not rounded; a fraction, so that
+        epochs can be counted in integers.
     """
 
     num_examples: int
@@ -40,17 +46,53 @@ class Spec:
     channels: int
     image_size: tuple[int, int]
     total_steps: int
+    steps_per_epoch: fractions.Fraction | float
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        exact = fractions.Fraction(self.steps_per_epoch)
+        return dataclasses.asdict(self) | {
+            "image_size": list(self.image_size),
+            "steps_per_epoch": [exact.numerator, exact.denominator],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Spec":
+        """The inverse of `to_json`."""
+        return cls(
+            **{
+                **content,
+                "image_size": tuple(content["image_size"]),
+                "steps_per_epoch": fractions.Fraction(*content["steps_per_epoch"]),
+            }
+        )
+
+
+class Keys(NamedTuple):
+    """What the networks of a method may draw from.
+
+    Attributes:
+      sample: one key an image [B], a function of (data seed, split, epoch, index): for masks and
+        noise, which must not depend on who else is in the batch.
+      step: one key, a function of (init seed, step): for what concerns the batch as a whole, such
+        as a permutation.
+    """
+
+    sample: Key[Array, " b"]
+    step: Key[Array, ""]
 
 
 class Method(nnx.Module):
     """Base class of every method.
 
     Attributes:
-      HYPER: names of the traced scalars that the method reads from ``hyper``.
+      HYPER: the scalars that the method reads from ``hyper``, with their ranges.
+      SETTINGS: the numbers that it reads from ``config.method``, with their ranges.
       encoder: the encoder that probes look at.
     """
 
-    HYPER: ClassVar[tuple[str, ...]] = ()
+    HYPER: ClassVar[Ranges] = {}
+    SETTINGS: ClassVar[Ranges] = {}
 
     def __init__(self, config: ConfigDict, encoder: Encoder, spec: Spec, rngs: nnx.Rngs):
         """Keeps the encoder; a subclass builds what else it needs.
@@ -63,37 +105,53 @@ class Method(nnx.Module):
         """
         self.encoder = encoder
 
-    def embed(self, views: Views) -> dict[str, Array]:
+    def embed(self, views: Views, keys: Keys) -> Any:
         """All network work: a pytree of arrays that lead with the batch, in training mode."""
         raise NotImplementedError
 
     def objective(
-        self, embeddings: dict[str, Array], views: Views, key: Key[Array, ""], hyper: Hyper
+        self, embeddings: Any, views: Views, key: Key[Array, ""], hyper: Hyper
     ) -> tuple[Float[Array, ""], Metrics]:
         """All that couples samples: the scalar to minimise and what to log, keyed by the step."""
         raise NotImplementedError
 
+    def watched(self, embeddings: Any) -> tuple[Float[Array, "..."], ...]:
+        """The embeddings whose spread tells a collapse, arrays [..., D]; none by default."""
+        return ()
+
     def after_update(self, hyper: Hyper) -> None:
         """Runs after the optimizer has moved the parameters: EMA, counters."""
 
-    def on_epoch(self, epoch: Int[Array, ""], key: Key[Array, ""]) -> None:
-        """Runs before the first step of each epoch: cluster assignments."""
+    def on_epoch(self, epoch: Int[Array, ""], key: Key[Array, ""], hyper: Hyper) -> None:
+        """Runs on the mesh before the first step of each epoch: cluster assignments."""
 
-    def represent(self, images: Float[Array, "b h w c"]) -> dict[str, Float[Array, "b d"]]:
-        """What a probe may ask for, in evaluation mode: ``pooled``, and a method's own layers."""
-        return {"pooled": self.encoder(images, train=False).pooled}
+    def represent(self, images: Float[Array, "b h w c"]) -> Layers:
+        """Every layer that a program may ask for by name, in evaluation mode.
+
+        Vectors [B, D], or maps [B, h, w, D]: ``pooled`` and ``stage1``, ``stage2`` ... of the
+        encoder; a subclass adds its own. What is not asked for is not computed under ``jit``.
+        """
+        return encoder_layers(self.encoder, images)
+
+
+def encoder_layers(encoder: Encoder, images: Float[Array, "b h w c"]) -> Layers:
+    """``pooled`` and the maps ``stage1``, ``stage2`` ... of an encoder, in evaluation mode."""
+    stages, pooled = encoder(images, train=False)
+    return {"pooled": pooled, **{f"stage{n}": stage for n, stage in enumerate(stages, 1)}}
+
+
+def head_layers(head: ProjectionHead, pooled: Float[Array, "b d"]) -> Layers:
+    """A head's hidden layers ``head1``, ``head2`` ... and its output, the ``projection``."""
+    *hidden, output = head.layers(pooled, train=False)
+    return {**{f"head{n}": layer for n, layer in enumerate(hidden, 1)}, "projection": output}
 
 
 class Teacher(nnx.Variable):
     """A parameter of a network that follows another one and gets no gradient."""
 
 
-class Queue(nnx.Variable):
-    """Embeddings of past batches, or the position in them."""
-
-
-class Counter(nnx.Variable):
-    """How often something has happened, or the key of a stream counted by it."""
+class Bank(nnx.Variable):
+    """Embeddings or assignments of past batches, or a position among them."""
 
 
 def make_teacher(student: nnx.Module) -> nnx.Module:
@@ -108,10 +166,11 @@ def make_teacher(student: nnx.Module) -> nnx.Module:
 
 def follow(teacher: nnx.Module, student: nnx.Module, decay: Float[Array, ""]) -> None:
     """Teacher <- decay * teacher + (1 - decay) * student, over parameters alone."""
-    target = nnx.to_pure_dict(nnx.state(student, nnx.Param))
     state = nnx.state(teacher, Teacher)
-    moved = jax.tree.map(lambda t, s: decay * t + (1 - decay) * s, nnx.to_pure_dict(state), target)
-    nnx.replace_by_pure_dict(state, moved)
+    old = nnx.to_pure_dict(state)
+    target = nnx.to_pure_dict(nnx.state(student, nnx.Param))
+    # With the roles exchanged, so that the large share is the number given and not 1 - (1 - it).
+    nnx.replace_by_pure_dict(state, optax.incremental_update(old, target, decay))
     nnx.update(teacher, state)
 
 
@@ -122,8 +181,13 @@ def require_labels(views: Views, method: str) -> Int[Array, " b"]:
       UserError: if the data set has none.
     """
     if "label" not in views.targets:
-        raise UserError(
-            f"method {method} needs labels but the data set has none: choose a labelled set or a "
-            "self-supervised method."
-        )
+        raise no_labels(method)
     return views.targets["label"]
+
+
+def no_labels(method: str) -> UserError:
+    """What to raise where a method needs labels and there are none."""
+    return UserError(
+        f"method {method} needs labels but the data set has none: choose a labelled set or a "
+        "self-supervised method."
+    )

@@ -1,5 +1,7 @@
 """SimCLR (arXiv:2002.05709): two views of each image attract, all others in the batch repel."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -7,9 +9,19 @@ from ml_collections import ConfigDict
 
 from jaxssl.augment.views import Views
 from jaxssl.losses import nt_xent
-from jaxssl.methods.method import Hyper, Method, Metrics, Spec
+from jaxssl.methods.method import (
+    Hyper,
+    Keys,
+    Layers,
+    Method,
+    Metrics,
+    Spec,
+    encoder_layers,
+    head_layers,
+)
 from jaxssl.models import Encoder
 from jaxssl.models.heads import build_head
+from jaxssl.ranges import POSITIVE, Ranges
 
 
 class SimCLR(Method):
@@ -18,18 +30,18 @@ class SimCLR(Method):
     Reads ``hyper["temperature"]``.
     """
 
-    HYPER = ("temperature",)
+    HYPER: ClassVar[Ranges] = {"temperature": POSITIVE}
 
     def __init__(self, config: ConfigDict, encoder: Encoder, spec: Spec, rngs: nnx.Rngs):
         super().__init__(config, encoder, spec, rngs)
         self.head = build_head(config.head, encoder, rngs)
 
-    def embed(self, views: Views) -> dict[str, Array]:
+    def embed(self, views: Views, keys: Keys) -> dict[str, Array]:
         """Projections ``z1``, ``z2`` [B, D] of the two views."""
         first, second = views.images
         # Concatenating keeps the rows of each device on it; stacking views inside would not.
-        pooled = self.encoder(jnp.concatenate([first, second]), train=True).pooled
-        z1, z2 = jnp.split(self.head(pooled, train=True), 2)
+        pooled = self.encoder(jnp.concatenate([first, second]), train=True, views=2).pooled
+        z1, z2 = jnp.split(self.head(pooled, train=True, views=2), 2)
         return {"z1": z1, "z2": z2}
 
     def objective(
@@ -39,7 +51,11 @@ class SimCLR(Method):
         z1, z2 = embeddings["z1"], embeddings["z2"]
         return nt_xent(z1, z2, temperature=hyper["temperature"]), {}
 
-    def represent(self, images: Float[Array, "b h w c"]) -> dict[str, Float[Array, "b d"]]:
-        """``pooled`` features and the ``projection``."""
-        pooled = self.encoder(images, train=False).pooled
-        return {"pooled": pooled, "projection": self.head(pooled, train=False)}
+    def watched(self, embeddings: dict[str, Array]) -> tuple[Float[Array, "b d"], ...]:
+        """The projections."""
+        return embeddings["z1"], embeddings["z2"]
+
+    def represent(self, images: Float[Array, "b h w c"]) -> Layers:
+        """Encoder and head: ``head1`` ... and ``projection``."""
+        layers = encoder_layers(self.encoder, images)
+        return {**layers, **head_layers(self.head, layers["pooled"])}

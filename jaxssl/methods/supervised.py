@@ -7,9 +7,19 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from jaxssl.augment.views import Views
-from jaxssl.errors import UserError
-from jaxssl.methods.method import Hyper, Method, Metrics, Spec, require_labels
+from jaxssl.methods.method import (
+    Hyper,
+    Keys,
+    Layers,
+    Method,
+    Metrics,
+    Spec,
+    encoder_layers,
+    no_labels,
+    require_labels,
+)
 from jaxssl.models import Encoder
+from jaxssl.models.layers import param_dtype
 
 
 class Supervised(Method):
@@ -17,33 +27,44 @@ class Supervised(Method):
 
     def __init__(self, config: ConfigDict, encoder: Encoder, spec: Spec, rngs: nnx.Rngs):
         if spec.num_classes is None:
-            raise UserError(
-                "method supervised needs labels but the data set has none: choose a labelled set "
-                "or a self-supervised method."
-            )
+            raise no_labels("supervised")
         super().__init__(config, encoder, spec, rngs)
         self.classifier = nnx.Linear(
             encoder.feature_dim,
             spec.num_classes,
-            param_dtype=encoder.settings.param_dtype,
+            param_dtype=param_dtype(encoder.dtype),
             rngs=rngs,
         )
 
-    def embed(self, views: Views) -> dict[str, Array]:
-        """Logits [V, B, K] of the V views, embedded jointly as SimCLR does."""
-        pooled = self.encoder(jnp.concatenate(views.images), train=True).pooled
-        logits = jnp.split(self.classifier(pooled), len(views.images))
-        return {f"logits{number}": view for number, view in enumerate(logits, 1)}
+    def embed(self, views: Views, keys: Keys) -> tuple[Float[Array, "b k"], ...]:
+        """Logits [B, K] of each view; views of one size are embedded jointly, as SimCLR does."""
+        stacked = jnp.concatenate(views.images)
+        pooled = self.encoder(stacked, train=True, views=len(views.images)).pooled
+        return tuple(jnp.split(self.classifier(pooled), len(views.images)))
 
     def objective(
-        self, embeddings: dict[str, Array], views: Views, key: Key[Array, ""], hyper: Hyper
+        self,
+        embeddings: tuple[Float[Array, "b k"], ...],
+        views: Views,
+        key: Key[Array, ""],
+        hyper: Hyper,
     ) -> tuple[Float[Array, ""], Metrics]:
         """Cross-entropy, mean over images and views; logs the training accuracy of the batch."""
         labels = require_labels(views, "supervised")
-        logits = list(embeddings.values())
         losses = [
-            optax.losses.softmax_cross_entropy_with_integer_labels(view, labels).mean()
-            for view in logits
+            optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            for logits in embeddings
         ]
-        hits = [(view.argmax(-1) == labels).mean() for view in logits]
+        hits = [(logits.argmax(-1) == labels).mean() for logits in embeddings]
         return jnp.stack(losses).mean(), {"batch_accuracy": jnp.stack(hits).mean()}
+
+    def watched(
+        self, embeddings: tuple[Float[Array, "b k"], ...]
+    ) -> tuple[Float[Array, "b k"], ...]:
+        """The logits."""
+        return embeddings
+
+    def represent(self, images: Float[Array, "b h w c"]) -> Layers:
+        """The encoder, and the classifier's ``logits``."""
+        layers = encoder_layers(self.encoder, images)
+        return {**layers, "logits": self.classifier(layers["pooled"])}

@@ -7,10 +7,12 @@ from ml_collections import ConfigDict
 
 from jaxssl.errors import choose
 from jaxssl.models.convnet import ConvNet
+from jaxssl.models.encoder import Encoder, Features
 from jaxssl.models.heads import ProjectionHead, build_head
 from jaxssl.models.layers import LayerSettings
 from jaxssl.models.norm import BatchNorm
-from jaxssl.models.resnet import Features, ResNet
+from jaxssl.models.resnet import ResNet
+from jaxssl.ranges import AT_LEAST_ONE, POSITIVE, SHARE, check_ranges
 
 __all__ = [
     "ENCODERS",
@@ -25,7 +27,14 @@ __all__ = [
     "build_head",
 ]
 
-Encoder = ResNet | ConvNet
+
+# What every encoder reads from its group, besides names.
+SETTINGS = {
+    "width": AT_LEAST_ONE,
+    "bn_momentum": SHARE,
+    "bn_epsilon": POSITIVE,
+    "bn_groups": AT_LEAST_ONE,
+}
 
 
 def _settings(config: ConfigDict) -> LayerSettings:
@@ -86,6 +95,8 @@ def build_encoder(config: ConfigDict, channels: int, rngs: nnx.Rngs) -> Encoder:
       rngs: source of the initial weights.
 
     Raises:
-      UserError: if a field names no known option.
+      UserError: if a field names no known option or is out of range.
     """
-    return choose("encoder.name", config.name, ENCODERS)(config, channels, rngs)
+    build = choose("encoder.name", config.name, ENCODERS)
+    check_ranges("encoder", config, SETTINGS)
+    return build(config, channels, rngs)

@@ -6,10 +6,10 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxssl.errors import choose
+from jaxssl.errors import UserError, choose
+from jaxssl.models.encoder import Features
 from jaxssl.models.layers import KERNEL_INITS, ConvNorm, LayerSettings
 from jaxssl.models.norm import at_least_float32
-from jaxssl.models.resnet import Features
 
 PADDINGS = {"valid": 0, "same": 1}  # zero pixels on each side of a 3x3 kernel
 
@@ -21,6 +21,7 @@ class ConvNet(nnx.Module):
       channels: channels of the images.
       image_size: side of the images in pixels: the dense layer takes the flattened last map.
       feature_dim: size of `Features.pooled`, 4 * width.
+      dtype: name of the compute dtype, a key of `COMPUTE_DTYPES`.
     """
 
     def __init__(
@@ -49,10 +50,10 @@ class ConvNet(nnx.Module):
 
         Raises:
           UserError: if an argument names no known option.
-          ValueError: if the image is too small for three such convolutions.
+            Or if the image is too small for three such convolutions.
         """
         self.channels, self.image_size = channels, image_size
-        self.settings, self.compute_dtype = settings, settings.compute_dtype
+        self.dtype, self.compute_dtype = settings.dtype, settings.compute_dtype
         pad = choose("encoder.padding", padding, PADDINGS)
         sizes = [channels, width, 2 * width, 2 * width]
         convs = []
@@ -72,7 +73,7 @@ class ConvNet(nnx.Module):
             )
             side = (side + 2 * pad - 3) // 2 + 1
             if side < 1:
-                raise ValueError(
+                raise UserError(
                     f"images of {image_size} pixels are too small for this network with "
                     f"{padding!r} padding: use 'same', or images of at least 15 pixels."
                 )
@@ -89,30 +90,31 @@ class ConvNet(nnx.Module):
         )
         self.norm = settings.norm(self.feature_dim)
 
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Features:
+    def __call__(self, x: Float[Array, "b h w c"], train: bool, views: int = 1) -> Features:
         """Encodes images.
 
         Args:
-          x: images [B, image_size, image_size, channels].
+          x: images [V * B, image_size, image_size, channels].
           train: normalise by the batch and move BatchNorm's running statistics.
+          views: V, how many views of the same images are stacked in x.
 
         Returns:
           The three convolutions' maps, and the dense layer's output as `pooled`.
 
         Raises:
-          ValueError: if x is not of that shape.
+          UserError: if x is not of that shape.
         """
         shape = (self.image_size, self.image_size, self.channels)
         if x.ndim != 4 or x.shape[1:] != shape:
-            raise ValueError(
+            raise UserError(
                 f"the encoder was built for images [B, {', '.join(map(str, shape))}], got "
                 f"{x.shape}: build it with the size and channels of the views."
             )
         x = x.astype(self.compute_dtype)
         maps = []
         for conv in self.convs:
-            x = jax.nn.relu(conv(x, train))
+            x = jax.nn.relu(conv(x, train, views))
             maps.append(at_least_float32(x))
         x = self.dense(x.reshape(x.shape[0], -1))
-        pooled = at_least_float32(jax.nn.relu(self.norm(x, train)))
+        pooled = at_least_float32(jax.nn.relu(self.norm(x, train, views)))
         return Features(stages=tuple(maps), pooled=pooled)

@@ -11,7 +11,7 @@ Published heads are settings of one class (hidden layers; last layer):
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,20 @@ from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from jaxssl.errors import choose
+from jaxssl.errors import UserError, choose
+from jaxssl.models.encoder import Encoder
 from jaxssl.models.layers import LayerSettings
 from jaxssl.models.norm import BatchNorm, at_least_float32
+from jaxssl.ranges import AT_LEAST_ONE, NON_NEGATIVE, POSITIVE, SHARE, check_ranges
+
+SETTINGS = {
+    "num_layers": AT_LEAST_ONE,
+    "hidden_dim": NON_NEGATIVE,
+    "out_dim": AT_LEAST_ONE,
+    "bn_momentum": SHARE,
+    "bn_epsilon": POSITIVE,
+    "bn_groups": AT_LEAST_ONE,
+}
 
 
 class DenseInit(NamedTuple):
@@ -121,13 +132,13 @@ class ProjectionHead(nnx.Module):
           rngs: source of the initial values.
 
         Raises:
-          UserError: if an argument names no known option.
-          ValueError: if a size is not possible.
+          UserError: if an argument names no known option, or a size is not possible.
         """
         if num_layers < 1 or min(in_dim, out_dim) < 1 or hidden_dim < 0:
-            raise ValueError(
-                f"a head needs num_layers, in_dim, out_dim >= 1 and hidden_dim >= 0, got "
-                f"{num_layers}, {in_dim}, {out_dim}, {hidden_dim}."
+            raise UserError(
+                f"a head with num_layers={num_layers}, in_dim={in_dim}, out_dim={out_dim}, "
+                f"hidden_dim={hidden_dim} is not possible: hidden_dim must be at least 0 and the "
+                "others at least 1."
             )
         self.in_dim, self.out_dim = in_dim, out_dim
         self.compute_dtype = settings.compute_dtype
@@ -154,48 +165,54 @@ class ProjectionHead(nnx.Module):
         self.output = dense(sizes[-2], out_dim, output_bias)
         self.output_norm = choose("head.output_norm", output_norm, OUTPUT_NORMS)(settings, out_dim)
 
-    def __call__(self, x: Float[Array, "b d"], train: bool) -> Float[Array, "b k"]:
+    def __call__(self, x: Float[Array, "b d"], train: bool, views: int = 1) -> Float[Array, "b k"]:
         """Projects features.
 
         Args:
-          x: features [B, in_dim].
+          x: features [V * B, in_dim].
           train: normalise by the batch and move BatchNorm's running statistics.
+          views: V, how many views of the same images are stacked in x.
 
         Returns:
-          Projections [B, out_dim], not normalised to unit length, in at least float32.
+          Projections [V * B, out_dim], not normalised to unit length, in at least float32.
+        """
+        return self.layers(x, train, views)[-1]
+
+    def layers(
+        self, x: Float[Array, "b d"], train: bool, views: int = 1
+    ) -> tuple[Float[Array, "b _k"], ...]:
+        """What each layer gives, in at least float32: hidden ones after their ReLU, then the last.
+
+        SimCLR-v2 (arXiv:2006.10029) probes a middle one. Arguments as of `__call__`.
         """
         x = x.astype(self.compute_dtype)
+        outputs = []
         for layer, dense in enumerate(self.hidden):
             x = dense(x)
             if self.hidden_norms:
-                x = self.hidden_norms[layer](x, train)
+                x = self.hidden_norms[layer](x, train, views)
             x = jax.nn.relu(x)
+            outputs.append(at_least_float32(x))
         x = self.output(x)
         if self.output_norm is not None:
-            x = self.output_norm(x, train)
-        return at_least_float32(x)
+            x = self.output_norm(x, train, views)
+        return (*outputs, at_least_float32(x))
 
 
-@runtime_checkable
-class HasFeatures(Protocol):
-    """What a head has to know of the encoder below it: ResNet, ConvNet ..."""
-
-    feature_dim: int
-    settings: LayerSettings
-
-
-def build_head(config: ConfigDict, encoder: HasFeatures, rngs: nnx.Rngs) -> ProjectionHead:
-    """The head a config describes, with BatchNorm and dtype of the encoder it stands on.
+def build_head(config: ConfigDict, encoder: Encoder, rngs: nnx.Rngs) -> ProjectionHead:
+    """The head a config describes, on the features of an encoder and in its dtype.
 
     Args:
       config: fields `num_layers`, `hidden_dim`, `out_dim`, `hidden_norm`, `hidden_bias`,
-        `output_norm`, `output_bias`, `init`, as in `ProjectionHead`.
-      encoder: gives the size of the input and the settings of the layers.
+        `output_norm`, `output_bias`, `init`, as in `ProjectionHead`; `bn_momentum`, `bn_epsilon`,
+        `bn_groups`, as in `LayerSettings`.
+      encoder: gives the size of the input and the dtype.
       rngs: source of the initial values.
 
     Raises:
-      UserError: if a field names no known option.
+      UserError: if a field names no known option or is out of range.
     """
+    check_ranges("method.head", config, SETTINGS)
     return ProjectionHead(
         encoder.feature_dim,
         config.hidden_dim,
@@ -206,6 +223,11 @@ def build_head(config: ConfigDict, encoder: HasFeatures, rngs: nnx.Rngs) -> Proj
         output_norm=config.output_norm,
         output_bias=config.output_bias,
         init=config.init,
-        settings=encoder.settings,
+        settings=LayerSettings(
+            bn_momentum=config.bn_momentum,
+            bn_epsilon=config.bn_epsilon,
+            bn_groups=config.bn_groups,
+            dtype=encoder.dtype,
+        ),
         rngs=rngs,
     )

@@ -29,6 +29,15 @@ KERNEL_INITS: dict[str, Callable] = {
 }
 
 
+def param_dtype(dtype: str) -> DTypeLike:
+    """The dtype of parameters beside a compute dtype: float32 at least.
+
+    Raises:
+      UserError: if there is no such compute dtype.
+    """
+    return jnp.promote_types(choose("encoder.dtype", dtype, COMPUTE_DTYPES), jnp.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerSettings:
     """What all layers of a network share.
@@ -36,7 +45,7 @@ class LayerSettings:
     Attributes:
       bn_momentum: BatchNorm's share of the running statistics kept, in [0, 1); PyTorch's 1 - this.
       bn_epsilon: added to BatchNorm's variance, > 0.
-      bn_groups: BatchNorm groups of the batch, 1 for statistics of the whole batch.
+      bn_groups: BatchNorm groups of the images, 1 for statistics of the whole batch.
       dtype: a key of `COMPUTE_DTYPES`; parameters are float32 at least.
     """
 
@@ -53,7 +62,7 @@ class LayerSettings:
     @property
     def param_dtype(self) -> DTypeLike:
         """The dtype of parameters and running statistics."""
-        return jnp.promote_types(self.compute_dtype, jnp.float32)
+        return param_dtype(self.dtype)
 
     def norm(
         self,
@@ -121,7 +130,7 @@ class ConvNorm(nnx.Module):
         self.norm = settings.norm(channels, zero_scale=zero_scale)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], train: bool
+        self, x: Float[Array, "b h w c"], train: bool, views: int = 1
     ) -> Float[Array, "b new_h new_w new_c"]:
         """The normalised convolution, in the compute dtype; no activation."""
-        return self.norm(self.conv(x), train)
+        return self.norm(self.conv(x), train, views)

@@ -6,6 +6,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxssl.errors import UserError
+
 
 def at_least_float32(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """The array in float32, or as it is where that is wider."""
@@ -48,20 +50,21 @@ class BatchNorm(nnx.Module):
           momentum: share of the running statistics that a training call keeps, in [0, 1):
             TensorFlow's convention, so .9 here is PyTorch's .1.
           epsilon: added to the variance, > 0.
-          groups: number of contiguous, equal parts of the batch that are normalised each by its
-            own statistics. It does in one place what BatchNorm on as many devices without
-            communication does (MoCo arXiv:1911.05722 section 3.3; "split" BatchNorm), whatever
-            the device count. The running statistics move by the mean over the groups.
+          groups: number of contiguous, equal parts of the *images* that are normalised each by its
+            own statistics, all views of an image with it. It does in one place what BatchNorm on
+            as many devices without communication does (MoCo arXiv:1911.05722 section 3.3; "split"
+            BatchNorm), whatever the device count. The running statistics move by the mean over
+            the groups.
           use_scale: whether there is a gamma.
           use_bias: whether there is a beta (TensorFlow's ``center``).
           zero_scale: start gamma at 0, not 1: the last layer of a residual branch.
           param_dtype: dtype of parameters and running statistics.
 
         Raises:
-          ValueError: if `groups` < 1.
+          UserError: if `groups` < 1.
         """
         if groups < 1:
-            raise ValueError(f"BatchNorm needs groups >= 1, got {groups}.")
+            raise UserError(f"bn_groups={groups} must be at least 1.")
         self.features = features
         self.momentum = momentum
         self.epsilon = epsilon
@@ -72,23 +75,28 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros(features, param_dtype))
         self.var = nnx.BatchStat(jnp.ones(features, param_dtype))
 
-    def __call__(self, x: Float[Array, "b *space d"], train: bool) -> Float[Array, "b *space d"]:
+    def __call__(
+        self, x: Float[Array, "b *space d"], train: bool, views: int = 1
+    ) -> Float[Array, "b *space d"]:
         """Normalises x.
 
         Args:
-          x: activations [B, ..., features], any floating dtype.
+          x: activations [V * B, ..., features], any floating dtype: V views of B images one after
+            the other, all images of view 1 first.
           train: use the statistics of x and move the running ones; else use the running ones.
+          views: V. It matters to `groups` alone, which cut the images.
 
         Returns:
           An array of x's shape and dtype; the arithmetic is at least float32.
 
         Raises:
-          ValueError: if the last axis is not `features`, or `groups` does not divide B.
+          ValueError: if the last axis is not `features`, or V does not divide the rows.
+          UserError: if `groups` does not divide B.
         """
         if x.shape[-1] != self.features:
             raise ValueError(f"BatchNorm of {self.features} features was given {x.shape[-1]}.")
         wide = at_least_float32(x)
-        normalised = self._by_batch(wide) if train else self._by_running(wide)
+        normalised = self._by_batch(wide, views) if train else self._by_running(wide)
         if self.bias is not None:
             normalised = normalised + self.bias[...]
         return normalised.astype(x.dtype)
@@ -100,18 +108,23 @@ class BatchNorm(nnx.Module):
     def _by_running(self, x: Float[Array, "b *space d"]) -> Float[Array, "b *space d"]:
         return (x - self.mean[...]) * self._gain(self.var[...])
 
-    def _by_batch(self, x: Float[Array, "b *space d"]) -> Float[Array, "b *space d"]:
-        batch = x.shape[0]
-        if batch % self.groups:
-            raise ValueError(
-                f"a batch of {batch} does not split into {self.groups} equal BatchNorm groups: "
-                "choose a batch size that is a multiple of the groups."
+    def _by_batch(self, x: Float[Array, "b *space d"], views: int) -> Float[Array, "b *space d"]:
+        if x.shape[0] % views:
+            raise ValueError(f"{x.shape[0]} rows are not {views} views of the same images.")
+        images = x.shape[0] // views
+        if images % self.groups:
+            raise UserError(
+                f"{images} images do not split into {self.groups} equal BatchNorm groups: use a "
+                "--config.batch_size that is a multiple of bn_groups (--config.encoder.bn_groups, "
+                "--config.method.head.bn_groups)."
             )
         # Both moments in one pass over the activations and one all-reduce. Taken about the running
         # mean, their difference does not cancel where the mean is large against the deviation.
         running_mean = self.mean[...]
-        grouped = x.reshape(self.groups, batch // self.groups, *x.shape[1:]) - running_mean
-        axes = tuple(range(1, grouped.ndim - 1))
+        # One group keeps the rows in one axis: whatever their sharding, it survives.
+        cut = (1, 1, len(x)) if self.groups == 1 else (views, self.groups, images // self.groups)
+        grouped = x.reshape(*cut, *x.shape[1:]) - running_mean
+        axes = (0, *range(2, grouped.ndim - 1))
         first = grouped.mean(axes, keepdims=True)
         second = jnp.square(grouped).mean(axes, keepdims=True)
         variance = jnp.maximum(second - jnp.square(first), 0.0)

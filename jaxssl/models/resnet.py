@@ -10,21 +10,10 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxssl.errors import choose
+from jaxssl.errors import UserError, choose
+from jaxssl.models.encoder import Features
 from jaxssl.models.layers import ConvNorm, LayerSettings
 from jaxssl.models.norm import at_least_float32
-
-
-class Features(NamedTuple):
-    """What an encoder gives for a batch, in at least float32.
-
-    Attributes:
-      stages: one map [B, h, w, D] a stage, the last stage last.
-      pooled: one vector [B, feature_dim] an image.
-    """
-
-    stages: tuple[Float[Array, "b _h _w _d"], ...]
-    pooled: Float[Array, "b d"]
 
 
 class Stem(NamedTuple):
@@ -119,14 +108,14 @@ class ResidualBlock(nnx.Module):
         self.shortcut = layer(in_channels, self.out_channels, 1, stride) if project else None
 
     def __call__(
-        self, x: Float[Array, "b h w c"], train: bool
+        self, x: Float[Array, "b h w c"], train: bool, views: int = 1
     ) -> Float[Array, "b new_h new_w new_c"]:
         """The block's output, in x's dtype."""
         y = x
         for layer in self.branch[:-1]:
-            y = jax.nn.relu(layer(y, train))
-        y = self.branch[-1](y, train)
-        shortcut = x if self.shortcut is None else self.shortcut(x, train)
+            y = jax.nn.relu(layer(y, train, views))
+        y = self.branch[-1](y, train, views)
+        shortcut = x if self.shortcut is None else self.shortcut(x, train, views)
         return jax.nn.relu(y + shortcut)
 
 
@@ -136,6 +125,7 @@ class ResNet(nnx.Module):
     Attributes:
       channels: channels of the images.
       feature_dim: size of `Features.pooled`: 8 * width, a bottleneck's 32 * width.
+      dtype: name of the compute dtype, a key of `COMPUTE_DTYPES`.
     """
 
     def __init__(
@@ -170,14 +160,16 @@ class ResNet(nnx.Module):
 
         Raises:
           UserError: if an argument names no known option.
-          ValueError: if depth, width or channels is not possible.
+          ValueError: if there is no such depth.
         """
         if depth not in LAYOUTS:
             raise ValueError(f"ResNet depth is {depth}; choose one of {sorted(LAYOUTS)}.")
         if width < 1 or channels < 1:
-            raise ValueError(f"width {width} and channels {channels} must be at least 1.")
+            raise UserError(
+                f"encoder.width={width} and the views' channels, {channels}, must be at least 1."
+            )
         self.channels = channels
-        self.settings, self.compute_dtype = settings, settings.compute_dtype
+        self.dtype, self.compute_dtype = settings.dtype, settings.compute_dtype
         first = choose("encoder.stem", stem, STEMS)
         self.pool_padding = first.pool_padding
         self.stem = ConvNorm(
@@ -216,30 +208,31 @@ class ResNet(nnx.Module):
         self.stages = nnx.List(stages)
         self.feature_dim = inputs
 
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Features:
+    def __call__(self, x: Float[Array, "b h w c"], train: bool, views: int = 1) -> Features:
         """Encodes images.
 
         Args:
-          x: images [B, H, W, channels].
+          x: images [V * B, H, W, channels].
           train: normalise by the batch and move BatchNorm's running statistics.
+          views: V, how many views of the same images are stacked in x.
 
         Returns:
           The four stages' maps and their last one's mean over space.
 
         Raises:
-          ValueError: if x is not [B, H, W, channels].
+          UserError: if x is not [B, H, W, channels].
         """
         if x.ndim != 4 or x.shape[-1] != self.channels:
-            raise ValueError(
+            raise UserError(
                 f"the encoder was built for images [B, H, W, {self.channels}], got {x.shape}: "
                 "build it with the channels of the views."
             )
-        x = jax.nn.relu(self.stem(x.astype(self.compute_dtype), train))
+        x = jax.nn.relu(self.stem(x.astype(self.compute_dtype), train, views))
         if self.pool_padding is not None:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=self.pool_padding)
         maps = []
         for stage in self.stages:
             for block in stage:
-                x = block(x, train)
+                x = block(x, train, views)
             maps.append(at_least_float32(x))
         return Features(stages=tuple(maps), pooled=maps[-1].mean((1, 2)))

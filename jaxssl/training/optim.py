@@ -5,13 +5,14 @@ An optimizer is an `optax.GradientTransformationExtraArgs`:
     optimizer = make_optimizer(config.optimizer, params)
     opt_state = optimizer.init(params)
     updates, opt_state = optimizer.update(
-        grads, opt_state, params, learning_rate=..., weight_decay=...)
+        grads, opt_state, params,
+        learning_rate=..., constant_learning_rate=..., weight_decay=...)
     params = optax.apply_updates(params, updates)
 
-so that one compiled step serves every learning rate and decay. The learning rate of a step is
-``peak_learning_rate(base, batch_size, scaling) * schedule(step)``.
+so that one compiled step serves every learning rate and decay.
 """
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,10 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from jaxssl.errors import UserError, choose
+from jaxssl.ranges import NON_NEGATIVE, check_ranges
 
 Scalar = Float[Array, ""] | float
 
@@ -36,19 +38,22 @@ class ParameterGroup(NamedTuple):
       weight_decay: multiplies the weight decay; 0 for none.
       trust: whether LARS scales the step by the trust ratio; the other optimizers ignore it.
       learning_rate: multiplies the learning rate; 0 freezes the parameters.
+      scheduled: whether the learning rate is the schedule's of the step; otherwise it is the
+        schedule's ``value`` at every step (SimSiam's predictor).
     """
 
     pattern: str
     weight_decay: float
     trust: bool
     learning_rate: float
+    scheduled: bool
 
 
 # Groups for recipes. The first row that matches a parameter governs it.
-DECAY_ALL = (ParameterGroup(".*", 1.0, True, 1.0),)
+DECAY_ALL = (ParameterGroup(".*", 1.0, True, 1.0, True),)
 EXCLUDE_BIAS_AND_NORM = (
-    ParameterGroup(".*/(bias|scale)", 0.0, False, 1.0),
-    ParameterGroup(".*", 1.0, True, 1.0),
+    ParameterGroup(".*/(bias|scale)", 0.0, False, 1.0, True),
+    ParameterGroup(".*", 1.0, True, 1.0, True),
 )
 
 
@@ -75,12 +80,20 @@ def assign_groups(groups: Sequence[Sequence], params: Any) -> dict[str, Paramete
     """The group of every parameter: the first one whose pattern matches the whole path.
 
     Args:
-      groups: rows (pattern, weight_decay, trust, learning_rate) as in `ParameterGroup`.
+      groups: rows (pattern, weight_decay, trust, learning_rate, scheduled) as in
+        `ParameterGroup`.
       params: the parameters, or their shapes.
 
     Raises:
-      UserError: if a pattern governs no parameter, or a parameter has no group.
+      UserError: if a row has another form, a pattern governs no parameter, or a parameter has no
+        group.
     """
+    for row in groups:
+        if len(row) != len(ParameterGroup._fields):
+            raise UserError(
+                f"a row of optimizer.groups is {tuple(row)!r}: give "
+                f"({', '.join(ParameterGroup._fields)})."
+            )
     rows = [ParameterGroup(*row) for row in groups]
     assigned: dict[str, ParameterGroup] = {}
     for path in parameter_paths(params):
@@ -101,23 +114,6 @@ def assign_groups(groups: Sequence[Sequence], params: Any) -> dict[str, Paramete
     return assigned
 
 
-def describe_groups(groups: Sequence[Sequence], params: Any) -> str:
-    """One line a group for the log: its settings, and how many arrays and numbers it governs."""
-    assigned = assign_groups(groups, params)
-    sizes = dict(
-        zip(parameter_paths(params), (leaf.size for leaf in jax.tree.leaves(params)), strict=True)
-    )
-    lines = []
-    for row in (ParameterGroup(*row) for row in groups):
-        own = [sizes[path] for path, group in assigned.items() if group == row]
-        lines.append(
-            f"{row.pattern}: weight decay x {row.weight_decay:g}, "
-            f"{'with' if row.trust else 'no'} trust ratio, "
-            f"learning rate x {row.learning_rate:g}; {len(own)} arrays, {sum(own):,} numbers"
-        )
-    return "\n".join(lines)
-
-
 # --- Learning rate ------------------------------------------------------------------------------
 
 SCALINGS: dict[str, Callable[[float], float]] = {
@@ -127,8 +123,8 @@ SCALINGS: dict[str, Callable[[float], float]] = {
 }
 
 
-def peak_learning_rate(base: Scalar, batch_size: int, scaling: str) -> Scalar:
-    """The highest learning rate of a run.
+def scaled_learning_rate(base: Scalar, batch_size: int, scaling: str) -> Scalar:
+    """The learning rate for a batch size, from a recipe's.
 
     Args:
       base: the recipe's learning rate; may be traced.
@@ -141,58 +137,6 @@ def peak_learning_rate(base: Scalar, batch_size: int, scaling: str) -> Scalar:
     return base * choose("optimizer.scaling", scaling, SCALINGS)(batch_size)
 
 
-DECAYS: dict[str, Callable[[Float[Array, ""]], Float[Array, ""]]] = {
-    "constant": jnp.ones_like,
-    "linear": lambda progress: 1.0 - progress,
-    "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
-}
-
-# The epoch that the decay sees at a step, from the exact one.
-GRANULARITIES: dict[str, Callable[[Float[Array, ""]], Float[Array, ""]]] = {
-    "step": lambda epoch: epoch,
-    "epoch": jnp.floor,  # MoCo's main program: constant within an epoch, the first is 0
-    "epoch_from_one": lambda epoch: jnp.floor(epoch) + 1.0,  # MoCo's CIFAR demo: the last is final
-}
-
-
-def unit_schedule(
-    config: ConfigDict, steps_per_epoch: float
-) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
-    """A schedule with peak 1: linear warm-up from 0, then a decay to `final`.
-
-    Args:
-      config: `epochs`: the horizon, where the decay reaches `final`; `warmup_epochs`: length of
-        the warm-up, may be fractional, 0 for none; `decay`: a key of `DECAYS`; `final`: the
-        factor at the end, in [0, 1]; `granularity`: how often the decay moves, a key of
-        `GRANULARITIES` (the warm-up moves every step).
-      steps_per_epoch: examples of an epoch / batch size, not rounded.
-
-    Returns:
-      A function step -> factor in [0, 1], float32; the step, from 0, may be traced.
-
-    Raises:
-      UserError: if a field has no meaning.
-    """
-    epochs, warmup, final = float(config.epochs), float(config.warmup_epochs), float(config.final)
-    decay = choose("schedule.decay", config.decay, DECAYS)
-    granularity = choose("schedule.granularity", config.granularity, GRANULARITIES)
-    if not 0.0 <= warmup < epochs:
-        raise UserError(
-            f"schedule.warmup_epochs is {warmup:g} of {epochs:g} epochs: it must be at least 0 and "
-            "less than schedule.epochs."
-        )
-    if not 0.0 <= final <= 1.0:
-        raise UserError(f"schedule.final is {final:g}: it is a share of the peak, in [0, 1].")
-
-    def schedule(step: Int[Array, ""] | int) -> Float[Array, ""]:
-        epoch = jnp.asarray(step, jnp.float32) / steps_per_epoch
-        progress = jnp.clip((granularity(epoch) - warmup) / (epochs - warmup), 0.0, 1.0)
-        decayed = final + (1.0 - final) * decay(progress)
-        return jnp.where(epoch < warmup, epoch / max(warmup, 1e-9), decayed)
-
-    return schedule
-
-
 # --- Optimizers ---------------------------------------------------------------------------------
 
 
@@ -203,29 +147,44 @@ def _with_groups(groups: dict[str, ParameterGroup], function: Callable, *trees: 
     )
 
 
+class Rule(NamedTuple):
+    """An optimizer without what all share: `update(grads, state, params, rates)`."""
+
+    init: Callable[[Any], Any]
+    update: Callable[[Any, Any, Any, "Rates"], tuple[Any, Any]]
+
+
+class Rates(NamedTuple):
+    """What an update is told of its step: learning rates, scheduled and constant, and the decay."""
+
+    scheduled: Scalar
+    constant: Scalar
+    weight_decay: Scalar
+
+    def of(self, group: ParameterGroup) -> Scalar:
+        """The learning rate of a group."""
+        return (self.scheduled if group.scheduled else self.constant) * group.learning_rate
+
+
 def _wide(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _sgd(
-    config: ConfigDict, groups: dict[str, ParameterGroup]
-) -> optax.GradientTransformationExtraArgs:
+def _sgd(config: ConfigDict, groups: dict[str, ParameterGroup]) -> Rule:
     """SGD in PyTorch's order: v = m v + (g + wd w); w -= lr v, or with Nesterov's look-ahead."""
     momentum = optax.trace(config.momentum, config.nesterov)
 
-    def update(
-        grads: Any, state: Any, params: Any, *, learning_rate: Scalar, weight_decay: Scalar
-    ) -> tuple[Any, Any]:
+    def update(grads: Any, state: Any, params: Any, rates: Rates) -> tuple[Any, Any]:
         def decayed(group: ParameterGroup, g: Array, w: Array) -> Array:
-            return _wide(g) + weight_decay * group.weight_decay * w
+            return _wide(g) + rates.weight_decay * group.weight_decay * w
 
         def step(group: ParameterGroup, v: Array, w: Array) -> Array:
-            return (-learning_rate * group.learning_rate * v).astype(w.dtype)
+            return (-rates.of(group) * v).astype(w.dtype)
 
         velocity, state = momentum.update(_with_groups(groups, decayed, grads, params), state)
         return _with_groups(groups, step, velocity, params), state
 
-    return optax.GradientTransformationExtraArgs(momentum.init, update)
+    return Rule(momentum.init, update)
 
 
 class Norms(NamedTuple):
@@ -237,12 +196,22 @@ class Norms(NamedTuple):
     decay: Scalar
 
 
-# ||w|| over the size of the gradient with its decay.
-TRUST_FORMULAS: dict[str, Callable[[Norms], Float[Array, ""]]] = {
-    # ||g + wd w||: the code of SimCLR, BYOL, Barlow Twins and MoCo-v3.
-    "norm_of_sum": lambda n: n.weight / n.decayed,
-    # ||g|| + wd ||w|| + 1e-8: arXiv:1708.03888, apex's LARC (SwAV) and solo-learn.
-    "sum_of_norms": lambda n: n.weight / (n.gradient + n.decay * n.weight + 1e-8),
+class TrustFormula(NamedTuple):
+    """||w|| over the size of the gradient with its decay; 1 where a norm of ``tested`` is zero."""
+
+    ratio: Callable[[Norms], Float[Array, ""]]
+    tested: Callable[[Norms], tuple[Float[Array, ""], ...]]
+
+
+TRUST_FORMULAS = {
+    # The code of SimCLR, BYOL, Barlow Twins and MoCo-v3: a weight whose gradient is zero still
+    # shrinks, by the ratio that its decay alone has.
+    "norm_of_sum": TrustFormula(lambda n: n.weight / n.decayed, lambda n: (n.weight, n.decayed)),
+    # arXiv:1708.03888, apex's LARC (SwAV) and solo-learn, which test the gradient itself.
+    "sum_of_norms": TrustFormula(
+        lambda n: n.weight / (n.gradient + n.decay * n.weight + 1e-8),
+        lambda n: (n.weight, n.gradient),
+    ),
 }
 
 
@@ -251,21 +220,19 @@ def _norm(x: Float[Array, "*s"]) -> Float[Array, ""]:
 
 
 def _trust_ratio(config: ConfigDict, norms: Norms, rate: Scalar) -> Float[Array, ""]:
-    zero = (norms.weight == 0.0) | (norms.gradient == 0.0) | (norms.decayed == 0.0)
     formula = TRUST_FORMULAS[config.trust_formula]
-    ratio = config.trust_coefficient * formula(norms)
+    zero = functools.reduce(jnp.logical_or, [norm == 0.0 for norm in formula.tested(norms)])
+    ratio = config.trust_coefficient * formula.ratio(norms)
     if config.clip_trust:
         # A rate of 0 makes no step whatever the ratio, as long as the ratio is finite.
         ratio = jnp.minimum(ratio / jnp.maximum(rate, 1e-30), 1.0)
     return jnp.where(zero, 1.0, ratio)
 
 
-def _lars(
-    config: ConfigDict, groups: dict[str, ParameterGroup]
-) -> optax.GradientTransformationExtraArgs:
+def _lars(config: ConfigDict, groups: dict[str, ParameterGroup]) -> Rule:
     """LARS (arXiv:1708.03888) with the trust formula and the place of lr that the config says.
 
-    With r the trust ratio (1 where a norm is zero) and g' = g + wd w:
+    With r the trust ratio and g' = g + wd w:
     `lr_in_momentum` True (SimCLR's code): v = m v + lr r g'; w -= v;
     False (BYOL, Barlow Twins, MoCo-v3, solo-learn): v = m v + r g'; w -= lr v.
     The two differ as soon as lr moves. `clip_trust`: r = min(r / lr, 1) (solo-learn, apex).
@@ -273,12 +240,9 @@ def _lars(
     momentum = optax.trace(config.momentum)
     choose("optimizer.trust_formula", config.trust_formula, TRUST_FORMULAS)
 
-    def update(
-        grads: Any, state: Any, params: Any, *, learning_rate: Scalar, weight_decay: Scalar
-    ) -> tuple[Any, Any]:
+    def update(grads: Any, state: Any, params: Any, rates: Rates) -> tuple[Any, Any]:
         def adapted(group: ParameterGroup, g: Array, w: Array) -> Array:
-            decay = weight_decay * group.weight_decay
-            rate = learning_rate * group.learning_rate
+            decay, rate = rates.weight_decay * group.weight_decay, rates.of(group)
             decayed = _wide(g) + decay * w
             if group.trust:
                 norms = Norms(_norm(w), _norm(g), _norm(decayed), decay)
@@ -286,35 +250,31 @@ def _lars(
             return decayed * rate if config.lr_in_momentum else decayed
 
         def step(group: ParameterGroup, v: Array, w: Array) -> Array:
-            rate = 1.0 if config.lr_in_momentum else learning_rate * group.learning_rate
+            rate = 1.0 if config.lr_in_momentum else rates.of(group)
             return (-rate * v).astype(w.dtype)
 
         velocity, state = momentum.update(_with_groups(groups, adapted, grads, params), state)
         return _with_groups(groups, step, velocity, params), state
 
-    return optax.GradientTransformationExtraArgs(momentum.init, update)
+    return Rule(momentum.init, update)
 
 
-def _adamw(
-    config: ConfigDict, groups: dict[str, ParameterGroup]
-) -> optax.GradientTransformationExtraArgs:
+def _adamw(config: ConfigDict, groups: dict[str, ParameterGroup]) -> Rule:
     """AdamW (arXiv:1711.05101) as PyTorch has it: w -= lr (m / (sqrt(v) + eps) + wd w)."""
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
 
-    def update(
-        grads: Any, state: Any, params: Any, *, learning_rate: Scalar, weight_decay: Scalar
-    ) -> tuple[Any, Any]:
+    def update(grads: Any, state: Any, params: Any, rates: Rates) -> tuple[Any, Any]:
         def step(group: ParameterGroup, u: Array, w: Array) -> Array:
-            direction = u + weight_decay * group.weight_decay * w
-            return (-learning_rate * group.learning_rate * direction).astype(w.dtype)
+            direction = u + rates.weight_decay * group.weight_decay * w
+            return (-rates.of(group) * direction).astype(w.dtype)
 
         direction, state = adam.update(jax.tree.map(_wide, grads), state)
         return _with_groups(groups, step, direction, params), state
 
-    return optax.GradientTransformationExtraArgs(adam.init, update)
+    return Rule(adam.init, update)
 
 
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
+OPTIMIZERS: dict[str, Callable[[ConfigDict, dict[str, ParameterGroup]], Rule]] = {
     "sgd": _sgd,
     "lars": _lars,
     "adamw": _adamw,
@@ -325,17 +285,38 @@ def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformat
     """The optimizer a config describes, for parameters of this structure.
 
     Args:
-      config: `name`, a key of `OPTIMIZERS`; `groups`, rows as in `ParameterGroup`; and
+      config: `name`, a key of `OPTIMIZERS`; `groups`, rows as in `ParameterGroup`; `clip_norm`,
+        the largest norm that the whole gradient may have before anything else is done with it, 0
+        for no limit; and
         sgd: `momentum`, `nesterov`; lars: `momentum`, `trust_coefficient`, `trust_formula` (a key
         of `TRUST_FORMULAS`), `lr_in_momentum`, `clip_trust`; adamw: `b1`, `b2`, `eps`.
       params: the parameters, or their shapes.
 
     Returns:
-      A transformation whose `update` takes the keywords `learning_rate` and `weight_decay`, both
-      of which may be traced. Arithmetic is at least float32, updates have the parameters' dtype.
+      A transformation whose `update` takes the keywords `learning_rate` and
+      `constant_learning_rate` (of groups that are not scheduled) and `weight_decay`, all of which
+      may be traced. Arithmetic is at least float32, updates have the parameters' dtype.
 
     Raises:
-      UserError: if a name or a group has no meaning.
+      UserError: if a name, a group or `clip_norm` has no meaning.
     """
+    check_ranges("optimizer", config, {"clip_norm": NON_NEGATIVE})
     groups = assign_groups(config.groups, params)
-    return choose("optimizer.name", config.name, OPTIMIZERS)(config, groups)
+    rule = choose("optimizer.name", config.name, OPTIMIZERS)(config, groups)
+
+    def update(
+        grads: Any,
+        state: Any,
+        params: Any,
+        *,
+        learning_rate: Scalar,
+        constant_learning_rate: Scalar,
+        weight_decay: Scalar,
+    ) -> tuple[Any, Any]:
+        if config.clip_norm > 0:
+            clip = optax.clip_by_global_norm(config.clip_norm)
+            grads = clip.update(grads, clip.init(params))[0]
+        rates = Rates(learning_rate, constant_learning_rate, weight_decay)
+        return rule.update(grads, state, params, rates)
+
+    return optax.GradientTransformationExtraArgs(rule.init, update)

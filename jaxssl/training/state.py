@@ -13,8 +13,11 @@ from ml_collections import ConfigDict
 
 from jaxssl.distributed import replicated
 from jaxssl.methods import Spec, build_method
-from jaxssl.methods.method import Hyper, Method
+from jaxssl.methods.method import Method
+from jaxssl.training import schedules
 from jaxssl.training.optim import make_optimizer
+
+Hyper = dict[str, Any]
 
 
 @jax.tree_util.register_dataclass
@@ -43,30 +46,32 @@ class Blueprint:
     Attributes:
       graph: the static part of the method, the other half of ``params`` and ``rest``.
       optimizer: see `jaxssl.training.optim`.
-      config: the whole config.
+      method: the ``method`` group of the config.
+      encoder: the ``encoder`` group of the config.
       spec: what the data and the run are like.
     """
 
     graph: nnx.GraphDef
     optimizer: optax.GradientTransformationExtraArgs
-    config: ConfigDict
+    method: ConfigDict
+    encoder: ConfigDict
     spec: Spec
 
     @classmethod
-    def from_config(cls, config: ConfigDict, spec: Spec) -> "Blueprint":
-        """The blueprint of a config; traces the method's construction, computes nothing.
+    def from_config(
+        cls, method: ConfigDict, encoder: ConfigDict, optimizer: ConfigDict, spec: Spec
+    ) -> "Blueprint":
+        """The blueprint of three groups of a config; traces the construction, computes nothing.
 
         Raises:
           UserError: if the method, the encoder or the optimizer does not fit.
         """
-        graph, params, _ = nnx.split(
-            nnx.eval_shape(lambda: build_method(config, spec, 0)), nnx.Param, ...
-        )
-        return cls(graph, make_optimizer(config.optimizer, params), config, spec)
+        graph, params, _ = split(nnx.eval_shape(lambda: build_method(method, encoder, spec, 0)))
+        return cls(graph, make_optimizer(optimizer, params), method, encoder, spec)
 
     def init(self, init_seed: UInt[Array, ""]) -> TrainState:
         """A fresh state; pure, for ``jax.jit``: one compilation serves every seed."""
-        params, rest = split(build_method(self.config, self.spec, init_seed))[1:]
+        params, rest = split(build_method(self.method, self.encoder, self.spec, init_seed))[1:]
         return TrainState(jnp.zeros((), jnp.int32), params, rest, self.optimizer.init(params))
 
     def abstract(self, mesh: Mesh) -> TrainState:
@@ -96,8 +101,8 @@ def merge(graph: nnx.GraphDef, params: nnx.State, rest: nnx.State) -> Method:
 def traced_scalars(config: ConfigDict) -> Hyper:
     """Every scalar by which two members of a population may differ, as arrays.
 
-    All leaves of ``config.hyper`` as float32, and ``init_seed`` and ``data_seed`` as uint32.
+    All leaves of ``config.hyper`` as float32, those of schedules by name, and ``init_seed`` and
+    ``data_seed`` as uint32.
     """
-    hyper = {name: jnp.float32(value) for name, value in config.hyper.items()}
     seeds = {name: jnp.uint32(config[name]) for name in ("init_seed", "data_seed")}
-    return hyper | seeds
+    return schedules.traced(config.hyper) | seeds

@@ -13,11 +13,13 @@ from jaxtyping import Array, Float, Int
 from jaxssl.augment.policies import Policy
 from jaxssl.augment.views import Views
 from jaxssl.distributed import on_mesh, replicated, sharded
-from jaxssl.methods.method import Hyper, Metrics
+from jaxssl.methods import Keys, Method
+from jaxssl.methods.method import Metrics
 from jaxssl.metrics.collapse import feature_std
-from jaxssl.randomness import Purpose, step_key
-from jaxssl.training.optim import peak_learning_rate, unit_schedule
-from jaxssl.training.state import Blueprint, TrainState, merge, split
+from jaxssl.randomness import Purpose, sample_keys, step_key
+from jaxssl.training.optim import scaled_learning_rate
+from jaxssl.training.schedules import Schedules
+from jaxssl.training.state import Blueprint, Hyper, TrainState, merge, split
 
 Batch = Mapping[str, Any]
 Step = Callable[[TrainState, Batch, Hyper], tuple[TrainState, Metrics]]
@@ -26,60 +28,98 @@ Step = Callable[[TrainState, Batch, Hyper], tuple[TrainState, Metrics]]
 def loss_and_gradient(
     graph: nnx.GraphDef, state: TrainState, views: Views, hyper: Hyper
 ) -> tuple[Float[Array, ""], Metrics, nnx.State, nnx.State]:
-    """Loss, metrics, gradient with respect to the parameters, and the other variables after it."""
+    """Loss, metrics, gradient with respect to the parameters, and the other variables after it.
+
+    Args:
+      graph: the static part of the method.
+      state: before the step.
+      views: of the batch.
+      hyper: what every scalar is at this step, and the seeds.
+    """
+    keys = embedding_keys(views, state.step, hyper)
     key = step_key(hyper["init_seed"], Purpose.OBJECTIVE, state.step)
 
     def loss_of(params: nnx.State) -> tuple[Float[Array, ""], tuple[Metrics, nnx.State]]:
         method = merge(graph, params, state.rest)
-        embeddings = method.embed(views)
+        embeddings = method.embed(views, keys)
         loss, metrics = method.objective(embeddings, views, key, hyper)
-        stds = [feature_std(value) for value in embeddings.values()]
-        metrics |= {"embedding_std": jnp.stack(stds).mean()}
-        return loss, (metrics, split(method)[2])
+        return loss, (metrics | _spread(method, embeddings), split(method)[2])
 
     (loss, (metrics, rest)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     return loss, metrics, gradient, rest
 
 
-def make_step(blueprint: Blueprint, policy: Policy) -> Step:
+def embedding_keys(views: Views, step: Int[Array, ""] | int, hyper: Mapping[str, Any]) -> Keys:
+    """What the networks may draw from at a step; see `Keys`."""
+    return Keys(
+        sample=sample_keys(
+            hyper["data_seed"], Purpose.EMBED_SAMPLE, views.split, views.epoch, views.index, 0
+        ),
+        step=step_key(hyper["init_seed"], Purpose.EMBED_STEP, step),
+    )
+
+
+def _spread(method: Method, embeddings: Any) -> Metrics:
+    stds = [feature_std(z.reshape(-1, z.shape[-1])) for z in method.watched(embeddings)]
+    return {"embedding_std": jnp.stack(stds).mean()} if stds else {}
+
+
+def make_step(
+    blueprint: Blueprint,
+    policy: Policy,
+    schedules: Schedules,
+    *,
+    batch_size: int,
+    learning_rate_scaling: str,
+) -> Step:
     """The step of a run, not yet jitted.
 
     Args:
       blueprint: the method and its optimizer.
       policy: makes the views of a batch from it and ``hyper``.
+      schedules: how the leaves of ``hyper`` move.
+      batch_size: images a step, over all devices.
+      learning_rate_scaling: by the batch size, a key of `jaxssl.training.optim.SCALINGS`.
 
     Returns:
       ``step(state, batch, hyper) -> (state, metrics)``, pure; ``metrics`` are float32 scalars:
       loss, learning_rate, gradient_norm, embedding_std (mean std of the normalised embeddings
-      times sqrt(D): 1 on a uniform sphere, 0 when collapsed) and the method's own.
+      that the method watches times sqrt(D): 1 on a uniform sphere, 0 when collapsed) and the
+      method's own.
     """
-    config, spec = blueprint.config, blueprint.spec
-    schedule = unit_schedule(config.schedule, spec.total_steps / config.schedule.epochs)
+
+    def scaled(rate: Array) -> Array:
+        return scaled_learning_rate(rate, batch_size, learning_rate_scaling)
 
     def step(state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, Metrics]:
-        views = policy(batch, hyper)
-        loss, metrics, gradient, rest = loss_and_gradient(blueprint.graph, state, views, hyper)
-        learning_rate = schedule(state.step) * peak_learning_rate(
-            hyper["learning_rate"], config.batch_size, config.optimizer.scaling
-        )
+        hyper = hyper | {"learning_rate": jax.tree.map(scaled, hyper["learning_rate"])}
+        now = schedules.at(hyper, state.step)
+        views = policy(batch, now)
+        loss, metrics, gradient, rest = loss_and_gradient(blueprint.graph, state, views, now)
         updates, optimizer = blueprint.optimizer.update(
             gradient,
             state.optimizer,
             state.params,
-            learning_rate=learning_rate,
-            weight_decay=hyper["weight_decay"],
+            learning_rate=now["learning_rate"],
+            constant_learning_rate=_constant(hyper["learning_rate"]),
+            weight_decay=now["weight_decay"],
         )
         method = merge(blueprint.graph, optax.apply_updates(state.params, updates), rest)
-        method.after_update(hyper)
+        method.after_update(now)
         _, params, rest = split(method)
         metrics |= {
             "loss": loss,
-            "learning_rate": learning_rate,
+            "learning_rate": now["learning_rate"],
             "gradient_norm": optax.tree.norm(gradient),
         }
         return TrainState(state.step + 1, params, rest, optimizer), metrics
 
     return step
+
+
+def _constant(leaf: Array | Mapping[str, Array]) -> Array:
+    """What a leaf of ``hyper`` is where its schedule is not followed."""
+    return leaf["value"] if isinstance(leaf, Mapping) else leaf
 
 
 def compile_step(step: Step, mesh: Mesh) -> Step:
@@ -94,14 +134,15 @@ def compile_step(step: Step, mesh: Mesh) -> Step:
 
 
 def make_epoch_hook(
-    blueprint: Blueprint, mesh: Mesh
+    blueprint: Blueprint, schedules: Schedules, mesh: Mesh
 ) -> Callable[[TrainState, Int[Array, ""], Hyper], TrainState]:
-    """`Method.on_epoch` as a jitted function of (state, epoch, hyper)."""
+    """`Method.on_epoch` as a jitted function of (state, epoch, hyper) on the mesh."""
 
     def hook(state: TrainState, epoch: Int[Array, ""], hyper: Hyper) -> TrainState:
         method = merge(blueprint.graph, state.params, state.rest)
-        method.on_epoch(epoch, step_key(hyper["init_seed"], Purpose.EPOCH, epoch))
+        key = step_key(hyper["init_seed"], Purpose.EPOCH, epoch)
+        method.on_epoch(epoch, key, schedules.at(hyper, state.step))
         _, params, rest = split(method)
         return TrainState(state.step, params, rest, state.optimizer)
 
-    return jax.jit(hook, out_shardings=replicated(mesh), donate_argnums=0)
+    return jax.jit(on_mesh(hook, mesh), out_shardings=replicated(mesh), donate_argnums=0)

@@ -1,0 +1,40 @@
+"""What every encoder is: a map from images to feature maps and one vector an image."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float
+
+
+class Features(NamedTuple):
+    """What an encoder gives for a batch, in at least float32.
+
+    Attributes:
+      stages: one map [B, h, w, D] a stage, the last stage last.
+      pooled: one vector [B, feature_dim] an image.
+    """
+
+    stages: tuple[Float[Array, "b _h _w _d"], ...]
+    pooled: Float[Array, "b d"]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """An ``nnx.Module`` that encodes images; what methods and heads know of the network below.
+
+    Attributes:
+      feature_dim: size of `Features.pooled`.
+      dtype: name of the compute dtype, a key of `jaxssl.models.layers.COMPUTE_DTYPES`.
+    """
+
+    feature_dim: int
+    dtype: str
+
+    def __call__(self, x: Float[Array, "b h w c"], train: bool, views: int = 1) -> Features:
+        """Encodes images.
+
+        Args:
+          x: images [V * B, H, W, C]: V views of B images, all images of view 1 first.
+          train: normalise by the batch and move running statistics.
+          views: V; BatchNorm groups cut the images, all views of one stay together.
+        """
+        ...

@@ -1,0 +1,80 @@
+"""What values a number of a config may have; methods, encoders and policies say it of theirs."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from jaxssl.errors import UserError
+
+
+class Range(NamedTuple):
+    """An interval of finite numbers.
+
+    Attributes:
+      low: the lower end.
+      high: the upper end, included.
+      low_included: whether ``low`` itself is allowed.
+    """
+
+    low: float
+    high: float
+    low_included: bool
+
+    def __str__(self) -> str:
+        """The end of a sentence: "must be ..."."""
+        if self.high == math.inf:
+            return f"{'at least' if self.low_included else 'above'} {self.low:g} and finite"
+        return f"{'from' if self.low_included else 'above'} {self.low:g} to {self.high:g}"
+
+    def holds(self, value: float) -> bool:
+        """Whether the value is finite and inside."""
+        above = value >= self.low if self.low_included else value > self.low
+        return math.isfinite(value) and above and value <= self.high
+
+
+# What float32 holds as a normal number: anything smaller becomes 0 on the device.
+POSITIVE = Range(1.2e-38, math.inf, low_included=True)
+NON_NEGATIVE = Range(0.0, math.inf, low_included=True)
+ANY = Range(-math.inf, math.inf, low_included=True)
+SHARE = Range(0.0, 1.0, low_included=True)
+AT_LEAST_ONE = Range(1, math.inf, low_included=True)
+
+Ranges = Mapping[str, Range]
+
+
+def is_schedule(leaf: Any) -> bool:
+    """Whether a leaf of ``config.hyper`` is a schedule (`jaxssl.training.schedules`), no number."""
+    return isinstance(leaf, Mapping | ConfigDict)
+
+
+def values_of(leaf: Any) -> dict[str, float]:
+    """The values that a leaf of ``config.hyper`` takes: ``""`` a number's, or a schedule's ends."""
+    if not is_schedule(leaf):
+        return {"": leaf}
+    read = ["value"]
+    read += ["warmup_from"] if leaf["warmup_epochs"] > 0 else []
+    read += ["end"] if leaf["shape"] != "constant" else []
+    return {field: leaf[field] for field in read}
+
+
+def check_ranges(group: str, values: Mapping[str, Any], ranges: Ranges) -> None:
+    """Refuses values that are out of range.
+
+    Args:
+      group: where the values stand in the config, such as ``"method"``.
+      values: by name; those without a range are not looked at.
+      ranges: by name; every one of them has a value.
+
+    Raises:
+      UserError: naming the first value, its flag and its range.
+    """
+    for name, allowed in ranges.items():
+        if name not in values:
+            raise UserError(
+                f"config.{group} has no {name!r}, which is read there: take a recipe that has it."
+            )
+        if not allowed.holds(values[name]):
+            prefix = f"{group}." if group else ""
+            raise UserError(f"--config.{prefix}{name}={values[name]} must be {allowed}.")
