@@ -293,6 +293,7 @@ def run_group() -> ConfigDict:
     run.stop_step = 0  # stop after this many steps, the schedule unchanged; 0: at the horizon
     run.log_every_steps = 20
     run.checkpoint_every_steps = 1000
+    run.save_every_minutes = 10.0  # a checkpoint also after so long without one; 0: never
     run.keep_last = 2  # newest checkpoints kept
     run.keep_every_steps = 0  # checkpoints at these multiples are kept for good; 0: none
     run.num_devices = 0  # devices of the mesh; 0: all

@@ -28,14 +28,17 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import Array, Bool
 
-from jaxssl.distributed import wait_for_all
+from jaxssl.distributed import agree, all_or_none
 from jaxssl.errors import UserError
+from jaxssl.storage import Path, as_path, files_below, is_local, read_json
 
+_FORMAT = 1  # of the manifest: the newest one that is read, and the one written
 _ITEM = "state"
 _LEAVES = "leaves.json"
 _MANIFEST = "manifest.json"
 # Orbax writes these after the manifest; both are asked for, so that a copy which lost them is seen.
 _AFTERWARDS = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_ATTEMPTS = 20  # to read a checkpoint of a run that goes on and removes old ones
 _NO_ROOM = ("No space left", "ENOSPC", "quota", "EDQUOT", "File too large", "EFBIG")
 
 
@@ -47,14 +50,30 @@ class CheckpointReader:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = pathlib.Path(directory).absolute()
+        path = as_path(directory, "checkpoints")
+        # Orbax takes no relative path.
+        self.directory = path.absolute() if isinstance(path, pathlib.Path) else path
         self._damaged: list[int] = []
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, ascending; unfinished ones do not count."""
+        """Steps that have a checkpoint, ascending, as this process sees them.
+
+        Unfinished ones do not count.
+        """
         if not self.directory.is_dir():
             return []
-        return sorted(int(d.name) for d in self.directory.iterdir() if d.name.isdecimal())
+        return sorted(int(d.name) for d in self.directory.iterdir() if self._is_finished(d))
+
+    def _is_finished(self, folder: Path) -> bool:
+        if not folder.name.isdecimal():
+            return False
+        # In the cloud a checkpoint has its name from the beginning, and these files at the end.
+        return is_local(folder) or any((folder / n).exists() for n in (_MANIFEST, *_AFTERWARDS))
+
+    def newest_in_words(self) -> str:
+        """A clause on what a run that fails has left, for the end of a message."""
+        steps = self.steps()
+        return f"the checkpoint of step {steps[-1]} is intact" if steps else "none was saved before"
 
     def restore(self, template: Any, step: int | None = None) -> tuple[int, Any]:
         """Reads a whole state.
@@ -69,9 +88,13 @@ class CheckpointReader:
         Returns:
           (step, state), the state bit for bit as saved, all leaves `jax.Array`.
 
+        Every process of a job calls it: process 0 chooses and hashes, the others read its choice.
+
         Raises:
-          UserError: no checkpoint, the one asked for is absent or damaged, all are damaged, or the
-            state saved has other leaves than the template.
+          UserError: on every process, if there is no checkpoint, the one asked for is absent or
+            damaged, all are damaged, or one is of a newer format, which is left as it is; if a
+            process does not see the one chosen; or if the state saved has other leaves than the
+            template.
         """
         return self._restore(template, step, partial=False)
 
@@ -92,22 +115,35 @@ class CheckpointReader:
         return self._restore(template, step, partial=True)
 
     def _restore(self, template: Any, step: int | None, partial: bool) -> tuple[int, Any]:
-        chosen = self._choose(step)
-        folder = self.directory / str(chosen)
-        wanted = {name: _struct(leaf) for name, leaf in _named_leaves(template).items()}
-        saved = json.loads((folder / _LEAVES).read_text())
-        _check_structure(folder, _description(wanted), saved, partial)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            leaves = reader.restore(
-                folder / _ITEM,
-                args=ocp.args.PyTreeRestore(
-                    item=wanted,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                    partial_restore=True,
-                ),
-            )
-        structure = jax.tree.structure(template)
-        return chosen, jax.tree.unflatten(structure, [leaves[name] for name in wanted])
+        for _ in range(_ATTEMPTS):
+            chosen = agree("the checkpoint to read", lambda: self._choose(step))
+            folder = self.directory / str(chosen)
+            all_or_none("the checkpoint to read", self._unseen(folder))
+            try:
+                state = _read(folder, template, partial)
+            except UserError:
+                raise
+            except Exception:
+                if jax.process_count() > 1 or _is_complete(folder):
+                    raise
+            else:
+                if jax.process_count() > 1 or _is_complete(folder):
+                    return chosen, state
+            # The run that it is of goes on, and has removed it meanwhile.
+            if step is not None:
+                raise UserError(f"step {step} of {self.directory} is gone: choose another step.")
+        raise UserError(
+            f"{self.directory} changes faster than it can be read: give --step with one that the "
+            "run keeps, or try again later."
+        )
+
+    def _unseen(self, folder: Path) -> str | None:
+        if jax.process_count() == 1 or (folder / _LEAVES).exists():
+            return None
+        return (
+            f"does not see {folder}, which process 0 chose: name a directory on storage that all "
+            "processes share."
+        )
 
     def _choose(self, step: int | None) -> int:
         steps = self.steps()
@@ -125,17 +161,23 @@ class CheckpointReader:
                     f"choose another step of {steps}."
                 )
             return step
-        for candidate in reversed(steps):
-            damage = _damage(self.directory / str(candidate))
-            if damage is None:
-                return candidate
-            if candidate not in self._damaged:
-                self._damaged.append(candidate)
-            logging.warning(
-                "checkpoint %s is damaged (%s): passed over for the one before.",
-                self.directory / str(candidate),
-                damage,
-            )
+        for _ in range(_ATTEMPTS):
+            for candidate in reversed(steps):
+                damage = _damage(self.directory / str(candidate))
+                if damage is None:
+                    return candidate
+                if self.steps()[-1:] != steps[-1:]:
+                    break  # a run that still writes has saved another and removed this one
+                if candidate not in self._damaged:
+                    self._damaged.append(candidate)
+                logging.warning(
+                    "checkpoint %s is damaged (%s): passed over for the one before.",
+                    self.directory / str(candidate),
+                    damage,
+                )
+            else:
+                break
+            steps = self.steps()
         raise UserError(
             f"all {len(steps)} checkpoints in {self.directory} are damaged: "
             "restore them from a copy or start in a new directory."
@@ -167,6 +209,12 @@ class Checkpoints(CheckpointReader):
         self._manager: ocp.CheckpointManager | None = None
         self._seal: Callable[[], None] = lambda: None
 
+    def restore_newest(self, template: Any) -> tuple[int, Any] | None:
+        """`restore`, or None on every process if process 0 sees no checkpoint yet."""
+        if not agree("whether there is a checkpoint", lambda: bool(self.steps())):
+            return None
+        return self.restore(template)
+
     def save(self, step: int, state: Any) -> bool:
         """Saves a state; every process of a run calls it.
 
@@ -183,8 +231,13 @@ class Checkpoints(CheckpointReader):
             save before; the directory has later steps. Earlier checkpoints stay as they are.
         """
         leaves = _named_leaves(state)
-        _check_finite(step, leaves)
-        with _disk_errors(self.directory):
+        if name := _not_finite(leaves):
+            raise UserError(
+                f"the state of step {step} is not finite (first in {name}) and was not saved: "
+                "lower --config.hyper.learning_rate and start in a new --workdir; "
+                f"{self.newest_in_words()}."
+            )
+        with self._disk_errors():
             manager = self._open()
             newest = max(manager.all_steps(), default=-1)
             if newest == step:
@@ -205,7 +258,7 @@ class Checkpoints(CheckpointReader):
     def wait(self) -> None:
         """Returns once all saves are on disk; raises what went wrong with them."""
         if self._manager is not None:
-            with _disk_errors(self.directory):
+            with self._disk_errors():
                 self._manager.wait_until_finished()
                 self._manager.check_for_errors()
 
@@ -214,7 +267,7 @@ class Checkpoints(CheckpointReader):
         manager, self._manager = self._manager, None
         if manager is not None:
             try:
-                with _disk_errors(self.directory):
+                with self._disk_errors():
                     manager.close()
             finally:
                 logging.get_absl_logger().removeFilter(_is_no_traceback_of_orbax)
@@ -245,20 +298,50 @@ class Checkpoints(CheckpointReader):
 
     def _set_damaged_aside(self) -> None:
         """Renames what `restore` passed over: Orbax would count it and skip steps before it."""
-        if self._damaged and jax.process_index() == 0:
-            for step in self._damaged:
+
+        def rename() -> None:
+            for step in self._damaged:  # process 0 alone knows them
                 path = self.directory / str(step)
                 path.rename(_unused(path.with_name(f"{step}.damaged")))
-        if self._damaged:
-            wait_for_all("damaged checkpoints set aside")
-        self._damaged = []
+            self._damaged = []
+
+        agree("the setting aside of damaged checkpoints", rename)
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """Turns a write that found no room, whichever library met it, into a UserError."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            if any(sign in str(error) for sign in _NO_ROOM):
+                raise UserError(
+                    f"there was no room for a checkpoint in {self.directory}: "
+                    f"free space there and run it again; {self.newest_in_words()}."
+                ) from error
+            raise
 
 
-def _unused(path: pathlib.Path) -> pathlib.Path:
+def _unused(path: Path) -> Path:
     candidate, number = path, 1
     while candidate.exists():
         candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
     return candidate
+
+
+def _read(folder: Path, template: Any, partial: bool) -> Any:
+    """The leaves of a checkpoint that the template names, in its structure."""
+    wanted = {name: _struct(leaf) for name, leaf in _named_leaves(template).items()}
+    _check_structure(folder, _description(wanted), read_json(folder / _LEAVES), partial)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        leaves = reader.restore(
+            os.fspath(folder / _ITEM),
+            args=ocp.args.PyTreeRestore(
+                item=wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                partial_restore=True,
+            ),
+        )
+    return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in wanted])
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
@@ -288,7 +371,7 @@ def _description(leaves: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check_structure(
-    folder: pathlib.Path, wanted: Mapping[str, str], saved: Mapping[str, str], partial: bool
+    folder: Path, wanted: Mapping[str, str], saved: Mapping[str, str], partial: bool
 ) -> None:
     differences = [f"{name} is not in it" for name in wanted if name not in saved]
     if not partial:
@@ -311,53 +394,63 @@ def _finite_flags(leaves: list[Array]) -> Bool[Array, " n"]:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
 
 
-def _check_finite(step: int, leaves: Mapping[str, Any]) -> None:
+def _not_finite(leaves: Mapping[str, Any]) -> str | None:
+    """The name of the first leaf that holds a number which is not finite, or None."""
     inexact = {
         name: leaf for name, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)
     }
     if not inexact:
-        return
+        return None
     finite = np.asarray(_finite_flags(list(inexact.values())))
-    if not finite.all():
-        first = list(inexact)[int(np.argmin(finite))]
-        raise UserError(
-            f"the state of step {step} is not finite (first in {first}) and was not saved: "
-            "lower the learning rate and start in a new workdir; earlier checkpoints are intact."
-        )
+    return None if finite.all() else list(inexact)[int(np.argmin(finite))]
 
 
-def _write_manifest(directory: pathlib.Path, step: int, leaves: Mapping[str, str]) -> None:
+def _write_manifest(directory: Path, step: int, leaves: Mapping[str, str]) -> None:
     """Seals the unfinished checkpoint of a step; see the module's docstring."""
-    (folder,) = directory.glob(f"{step}.orbax-checkpoint-tmp*")
-    (folder / _LEAVES).write_text(json.dumps(leaves, indent=1))
-    content = {"format": 1, "step": step, "files": _digests(folder)}
-    (folder / _MANIFEST).write_text(json.dumps(content, indent=1))
+    # In the cloud a checkpoint is written where it stays.
+    (folder,) = list(directory.glob(f"{step}.orbax-checkpoint-tmp*")) or [directory / str(step)]
+    (folder / _LEAVES).write_bytes(json.dumps(leaves, indent=1).encode())
+    content = {"format": _FORMAT, "step": step, "files": _digests(folder)}
+    (folder / _MANIFEST).write_bytes(json.dumps(content, indent=1).encode())
 
 
-def _digests(folder: pathlib.Path) -> dict[str, list[int | str]]:
+def _digests(folder: Path) -> dict[str, list[int | str]]:
     files: dict[str, list[int | str]] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in (_MANIFEST, *_AFTERWARDS):
+    for name, path in sorted(files_below(folder)):
+        if name not in (_MANIFEST, *_AFTERWARDS):
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            files[name] = [path.stat().st_size, digest]
+                files[name] = [file.tell(), digest]
     return files
 
 
-def _damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with a finished checkpoint, or None."""
-    for name in (_MANIFEST, _LEAVES, *_AFTERWARDS):
-        if not (folder / name).is_file():
-            return f"{name} is missing"
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a finished checkpoint, or None.
+
+    Raises:
+      UserError: it is of a newer format, so that nothing can be said of it.
+    """
+    if not (folder / _MANIFEST).is_file():
+        return f"{_MANIFEST} is missing"
     try:
-        content = json.loads((folder / _MANIFEST).read_text())
-        expected, step, form = content["files"], content["step"], content["format"]
+        content = read_json(folder / _MANIFEST)
+        form = content["format"]
+        if isinstance(form, int) and form > _FORMAT:
+            raise UserError(
+                f"checkpoint {folder} was written by a newer jaxssl (its format is {form}, this "
+                f"version reads up to {_FORMAT}): upgrade jaxssl; nothing was changed."
+            )
+        expected, step = content["files"], content["step"]
+        found = _digests(folder)
+    except FileNotFoundError as error:
+        return f"{error.filename or _MANIFEST} is gone"
     except (ValueError, KeyError, TypeError):
         return f"{_MANIFEST} is unreadable"
-    if form != 1 or str(step) != folder.name:
+    if form != _FORMAT or str(step) != folder.name:
         return f"{_MANIFEST} is of step {step}, format {form}"
-    found = _digests(folder)
+    for name in (_LEAVES, *_AFTERWARDS):
+        if not (folder / name).is_file():
+            return f"{name} is missing"
     for name in sorted({*expected, *found}):
         if name not in found:
             return f"{name} is missing"
@@ -368,20 +461,14 @@ def _damage(folder: pathlib.Path) -> str | None:
     return None
 
 
+def _is_complete(folder: Path) -> bool:
+    """Whether no file of a checkpoint has been removed."""
+    try:
+        return all((folder / name).exists() for name in read_json(folder / _MANIFEST)["files"])
+    except FileNotFoundError:
+        return False
+
+
 def _is_no_traceback_of_orbax(record: stdlib_logging.LogRecord) -> bool:
     """Orbax logs each failure with several tracebacks and then raises it: once is enough."""
     return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
-
-
-@contextlib.contextmanager
-def _disk_errors(directory: pathlib.Path) -> Iterator[None]:
-    """Turns a write that found no room, whichever library met it, into a UserError."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        if any(sign in str(error) for sign in _NO_ROOM):
-            raise UserError(
-                f"there was no room for a checkpoint in {directory}: "
-                "free space there and resume; the checkpoints before it are intact."
-            ) from error
-        raise

@@ -1,22 +1,36 @@
 """How a program starts: flags, then one sentence and a non-zero exit for what a user can mend."""
 
-import errno
+import contextlib
+import difflib
+import os
 import pathlib
+import re
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from jaxssl import distributed
-from jaxssl.errors import UserError
+from jaxssl.errors import UserError, sentence_of
+from jaxssl.interruption import Interrupted
+
+_settings: list[tuple[str, ConfigDict]] = []
 
 
 def define_config_file() -> None:
     """Defines ``--config FILE[:key=value,...]`` and ``--config.key=value``."""
     config_flags.DEFINE_config_file("config", None, "Recipe: a file of configs/.")
     flags.mark_flag_as_required("config")
+
+
+def define_settings(name: str, default: ConfigDict) -> None:
+    """Defines ``--name.key=value`` for each leaf of a config that has no file."""
+    # ml_collections looks at the command line as soon as it defines, so `launch` does it: what is
+    # wrong there is to end in a sentence.
+    _settings.append((name, default))
 
 
 def launch(program: Callable[[flags.FlagValues], None]) -> None:
@@ -26,6 +40,7 @@ def launch(program: Callable[[flags.FlagValues], None]) -> None:
     try:
         _parse(sys.argv)
         program(flags.FLAGS)
+        sys.stdout.flush()  # a closed pipe shall be heard of here
     except (Exception, KeyboardInterrupt) as error:
         status, sentence = _explain(error)
         if sentence is None and not distributed.is_initialized():
@@ -34,6 +49,7 @@ def launch(program: Callable[[flags.FlagValues], None]) -> None:
             traceback.print_exc()
         if sentence is not None:
             print(f"error: {sentence}", file=sys.stderr)
+        _let_go_of_output()
         distributed.leave(status)
 
 
@@ -41,30 +57,86 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
     """The exit status, and the sentence for the user; None for a defect of the program."""
     if isinstance(error, UserError):
         return 2, str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return 2, f"the disk is full ({error.filename or error}): free some space and run it again."
+    if isinstance(error, Interrupted):
+        return error.status, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted: run the same command again to go on from the last checkpoint."
+        return 128 + signal.SIGINT, "interrupted: run the same command again."
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE, "the standard output was closed before the end."
+    if isinstance(error, OSError):
+        return (2, sentence) if (sentence := sentence_of(error)) else (1, None)
     return 1, None
 
 
-def _parse(argv: list[str]) -> None:
-    for given, following in zip(argv, [*argv[1:], ""], strict=True):
-        if given in ("--config", "-config") or given.startswith("--config="):
-            file = (given.partition("=")[2] or following).partition(":")[0]
-            if not pathlib.Path(file).is_file():
-                raise UserError(
-                    f"config file {file!r} does not exist: give one of configs/, "
-                    "from the root of the project."
-                )
+def _let_go_of_output() -> None:
+    """Makes sure that the interpreter's last flush of a closed output says nothing."""
     try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parse(argv: list[str]) -> None:
+    recipe = _recipe(argv)
+    if recipe is not None and not pathlib.Path(recipe.partition(":")[0]).is_file():
+        raise UserError(
+            f"config file {recipe.partition(':')[0]!r} does not exist: give one of configs/, "
+            "from the root of the project."
+        )
+    try:
+        for name, default in _settings:
+            config_flags.DEFINE_config_dict(name, default, f"Settings, --{name}.key=value.")
         rest = flags.FLAGS(argv)[1:]
     except flags.Error as error:
-        raise UserError(f"{str(error).rstrip('.')}: --helpfull lists the flags.") from None
-    except (AttributeError, KeyError) as error:
-        name = str(error).strip("\"'").splitlines()[0]
-        raise UserError(
-            f"config has no key {name!r}: the recipe and configs/common.py list the keys."
-        ) from None
+        said = " ".join(str(error).split()).rstrip(".")
+        if field := re.search(r"of field (\S+) is not supported", said):
+            raise UserError(
+                f"--{field[1]} must be set in a recipe: write a file of configs/ that sets it."
+            ) from None
+        raise UserError(f"{said}: --helpfull lists the flags.") from None
+    except (LookupError, AttributeError, TypeError, ValueError):
+        configs = dict(_settings)
+        if recipe is not None:  # raises again if the recipe itself is at fault
+            configs["config"] = config_flags.config_flags.ConfigFileFlagParser("config").parse(
+                recipe
+            )
+        if sentence := _unknown_key(argv, configs):
+            raise UserError(sentence) from None
+        raise
     if rest:
         raise UserError(f"argument {rest[0]!r} belongs to no flag: flags start with --.")
+
+
+def _recipe(argv: list[str]) -> str | None:
+    """``FILE[:key=value,...]`` of ``--config``."""
+    recipe = None
+    for given, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = given.partition("=")
+        if flag in ("--config", "-config"):
+            recipe = value if equals else following
+    return recipe
+
+
+def _unknown_key(argv: list[str], configs: Mapping[str, ConfigDict]) -> str | None:
+    """Which ``--config.key`` names nothing; None if all of them do name something."""
+    for argument in argv[1:]:
+        flag = argument.partition("=")[0].lstrip("-")
+        name, _, path = flag.partition(".")
+        name = name if name in configs else name.removeprefix("no")  # --noconfig.key: False
+        if name not in configs or not argument.startswith("-") or "." not in flag:
+            continue
+        where, value = name, configs[name]
+        for part in re.split(r"\.|(?=\[)", path):
+            if not isinstance(value, ConfigDict):
+                return (
+                    f"--{where} is one value ({value!r}) and has no {part!r}: give --{where}=VALUE."
+                )
+            if part not in value:
+                near = difflib.get_close_matches(part, value.keys(), n=1)
+                held = (
+                    f"did you mean --{where}.{near[0]}?" if near else f"it has {', '.join(value)}."
+                )
+                return f"{where} has no {part!r}: {held}"
+            where, value = f"{where}.{part}", value[part]
+    return None

@@ -5,9 +5,12 @@ and the step is one ``jax.jit``: XLA places the collectives.
 """
 
 import collections
+import contextlib
+import itertools
+import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -18,6 +21,10 @@ from jaxtyping import Array
 from jaxssl.errors import UserError
 
 DATA_AXIS = "data"
+SECONDS_TO_ANSWER = 600.0  # how long the processes of a job wait for each other's word
+SECONDS_TO_LEAVE = 2.0
+
+_numbers = itertools.count()  # of the exchanges between processes, alike on all of them
 
 
 def check_launched(distributed: bool) -> None:
@@ -72,29 +79,136 @@ def is_initialized() -> bool:
 def leave(status: int) -> NoReturn:
     """Ends a process that failed, even if others of its job have not."""
     if is_initialized():
-        # An ordinary exit would first wait for the others, who wait for this one.
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         sys.stderr.flush()
+        with contextlib.suppress(Exception):
+            # The end of process 0 is the end of the others: those that also fail speak first.
+            _job().wait_at_barrier("jaxssl: leave", round(1000 * SECONDS_TO_LEAVE))
+        # An ordinary exit would first wait for the others, who wait for this one.
         os._exit(status)
     sys.exit(status)
 
 
-def data_mesh(num_devices: int = 0) -> Mesh:
+def _job() -> Any:
+    """The client of the job's coordination service, which carries words beside the arrays."""
+    # JAX has no public way to it. Collectives would do, but they have no time-out, and they need
+    # every device of a process to follow those of the process before.
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def agree(what: str, choose: Callable[[], Any]) -> Any:
+    """What process 0 chooses, on every process of the job.
+
+    Every process must call it, in the same order as its other exchanges.
+
+    Args:
+      what: what is chosen, for the messages.
+      choose: called on process 0 alone; returns what JSON can hold.
+
+    Raises:
+      UserError: on every process, if ``choose`` raised one on process 0; on the others also if it
+        raised something else, or if process 0 says nothing for `SECONDS_TO_ANSWER`.
+    """
+    if jax.process_count() == 1:
+        return choose()
+    number = next(_numbers)
+    if jax.process_index() == 0:
+        try:
+            answer = {"chosen": choose()}
+        except BaseException as error:
+            _post(number, {"failed": _in_words(what, error)})
+            raise
+        _post(number, answer)
+        return json.loads(json.dumps(answer))["chosen"]
+    answer = _read(number, 0, what)
+    if "failed" in answer:
+        raise UserError(answer["failed"])
+    return answer["chosen"]
+
+
+def gather(what: str, value: Any) -> list[Any]:
+    """The values (what JSON can hold) of all processes in their order, on every one of them.
+
+    Raises:
+      UserError: if a process says nothing for `SECONDS_TO_ANSWER`.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    number = next(_numbers)
+    _post(number, value)
+    return [_read(number, process, what) for process in range(jax.process_count())]
+
+
+def all_or_none(what: str, problem: str | None) -> None:
+    """Raises UserError on every process if one has a problem, a clause that ends in a remedy."""
+    for process, said in enumerate(gather(what, problem)):
+        if said is not None:
+            raise UserError(f"process {process} of {jax.process_count()} {said}")
+
+
+def check_equal(what: str, value: Any) -> None:
+    """Raises UserError on every process unless all of them have the same value."""
+    values = gather(what, value)
+    for process, other in enumerate(values):
+        if other != values[0]:
+            raise UserError(
+                f"{what} is {values[0]} on process 0 and {other} on process {process}: start all "
+                "processes with the same command, on storage that all of them share."
+            )
+
+
+def _in_words(what: str, error: BaseException) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    said = str(error).partition("\n")[0].rstrip(".")
+    return f"process 0 failed at {what} ({type(error).__name__}: {said}): its own output says more."
+
+
+def _post(number: int, value: Any) -> None:
+    _job().key_value_set(f"jaxssl/{number}/{jax.process_index()}", json.dumps(value))
+
+
+def _read(number: int, process: int, what: str) -> Any:
+    try:
+        text = _job().blocking_key_value_get(
+            f"jaxssl/{number}/{process}", round(1000 * SECONDS_TO_ANSWER)
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"process {jax.process_index()} heard nothing of {what} from process {process} in "
+            f"{SECONDS_TO_ANSWER:g} seconds: see that all processes were started with the same "
+            "command."
+        ) from error
+    return json.loads(text)
+
+
+def data_mesh(num_devices: int = 0, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with one ``data`` axis over all devices, or over the first ``num_devices``.
+
+    Devices are ordered by the process that owns them, then by number: the rows of a batch that a
+    process reads are a contiguous block, which its devices must hold.
+
+    Args:
+      num_devices: how many of them; 0: all.
+      devices: those to choose from, in any order; None: all of the job.
 
     Raises:
       UserError: if there are fewer devices than asked for, or one process would have fewer of them
         than another: each reads the same share of a batch.
     """
-    devices = jax.devices()
+    given = jax.devices() if devices is None else devices
+    devices = sorted(given, key=lambda device: (device.process_index, device.id))
     if num_devices < 0:
         raise UserError(
-            f"run.num_devices={num_devices} cannot be: give a number of devices, or 0 for all."
+            f"--config.run.num_devices={num_devices} must be a number of devices, or 0 for all."
         )
     if num_devices > len(devices):
         raise UserError(
             f"{num_devices} devices were asked for but {len(devices)} are visible: "
-            "lower run.num_devices, or 0 for all."
+            "lower --config.run.num_devices, or 0 for all."
         )
     chosen = devices[: num_devices or len(devices)]
     owners = collections.Counter(device.process_index for device in chosen)
@@ -103,8 +217,8 @@ def data_mesh(num_devices: int = 0) -> Mesh:
         raise UserError(
             f"{len(chosen)} of {len(devices)} devices give process {shares.index(min(shares))} of "
             f"{len(shares)} a share of {min(shares)} and process {shares.index(max(shares))} one "
-            f"of {max(shares)}, and all need the same: set run.num_devices=0 for all devices, or "
-            "start fewer processes."
+            f"of {max(shares)}, and all need the same: give --config.run.num_devices=0 for all "
+            "devices, or start fewer processes."
         )
     # Ordinary jitted code raises under the Explicit axes that jax.make_mesh gives by default.
     return Mesh(np.array(chosen), (DATA_AXIS,), axis_types=(AxisType.Auto,))
@@ -118,6 +232,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def sharded(mesh: Mesh) -> NamedSharding:
     """The leading axis is cut over ``data``."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def layout(mesh: Mesh, tree: Any, *, rows: bool = False) -> Any:
+    """Where each leaf of a tree lies: the one place that says so.
+
+    Args:
+      mesh: the mesh of `data_mesh`.
+      tree: arrays or their shapes; only the structure counts.
+      rows: the leaves are a batch and lead with its rows, which are cut over ``data``; else they
+        are parameters, statistics, queues ..., whole on every device.
+
+    Returns:
+      The tree's structure, with a `NamedSharding` for each leaf.
+    """
+    sharding = sharded(mesh) if rows else replicated(mesh)
+    return jax.tree.map(lambda _: sharding, tree)
+
+
+def templates(mesh: Mesh, tree: Any, *, rows: bool = False) -> Any:
+    """`jax.ShapeDtypeStruct` of each leaf, placed by `layout`: what a checkpoint is read into."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        layout(mesh, tree, rows=rows),
+    )
 
 
 def shard_rows(x: Array) -> Array:
@@ -142,12 +281,13 @@ def on_mesh(function: Callable, mesh: Mesh) -> Callable:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError unless the global batch divides evenly over the devices."""
-    if batch_size % mesh.size:
-        below = max(batch_size // mesh.size, 1) * mesh.size
+    """Raises UserError unless the global batch divides evenly over the ``data`` axis."""
+    parts = mesh.shape[DATA_AXIS]
+    if batch_size % parts:
+        below = max(batch_size // parts, 1) * parts
         raise UserError(
-            f"batch_size {batch_size} does not divide over {mesh.size} devices: use a multiple "
-            f"of {mesh.size} such as {below}."
+            f"--config.batch_size={batch_size} does not divide over {parts} devices: use a "
+            f"multiple of {parts} such as {below}."
         )
 
 
@@ -158,9 +298,9 @@ def global_batch(mesh: Mesh, local_batch: Mapping[str, Any]) -> dict[str, Any]:
       mesh: the mesh of `data_mesh`.
       local_batch: NumPy arrays that lead with this process's contiguous block of the batch.
     """
-    sharding = sharded(mesh)
+    batch = dict(local_batch)
     return jax.tree.map(
-        lambda rows: jax.make_array_from_process_local_data(sharding, rows), dict(local_batch)
+        jax.make_array_from_process_local_data, layout(mesh, batch, rows=True), batch
     )
 
 
@@ -171,11 +311,3 @@ def fetch(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def wait_for_all(what: str) -> None:
-    """Returns once every process of the job is here, each with the same ``what``."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(f"jaxssl: {what}")

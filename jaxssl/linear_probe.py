@@ -7,7 +7,6 @@ otherwise if ``--probe.test_corruption`` says so. Writes
 ``evaluations/linear_probe-<step>[-<target>][-<size>][-<test corruption>]/card.json``.
 """
 
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from jaxssl import cli, distributed
 from jaxssl.augment.policies import make_clean_view
@@ -38,7 +37,8 @@ from jaxssl.evaluation.monitor import check_neighbours
 from jaxssl.metrics.knn import knn_accuracy
 from jaxssl.randomness import check_seed
 from jaxssl.reporting import print_table, results_table
-from jaxssl.run_directory import read_config, read_info, run_info, write_json
+from jaxssl.run_directory import read_config, read_info, run_info
+from jaxssl.storage import Path, as_path, write_json
 
 Scores = dict[str, Any]
 
@@ -51,13 +51,32 @@ class Part(NamedTuple):
 
 
 def linear_probe(
-    run: pathlib.Path,
+    run: Path,
     step: int | None,
     settings: ConfigDict,
     baselines: bool,
     sources: Mapping[str, Source] | None = None,
-) -> tuple[dict[str, Any], pathlib.Path]:
-    """Probes the encoder of a checkpoint and writes the card.
+) -> tuple[dict[str, Any], Path]:
+    """Probes the encoder of a checkpoint and writes the card; see `probe_run`."""
+    card, path = probe_run(run, step, settings, baselines, sources)
+    write_card(card, path)
+    return card, path
+
+
+def write_card(card: Mapping[str, Any], path: Path) -> None:
+    """Writes a card, from the first process."""
+    if jax.process_index() == 0:
+        write_json(path, card)
+
+
+def probe_run(
+    run: Path,
+    step: int | None,
+    settings: ConfigDict,
+    baselines: bool,
+    sources: Mapping[str, Source] | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Probes the encoder of a checkpoint and writes nothing.
 
     Args:
       run: directory of a pretraining run.
@@ -68,7 +87,7 @@ def linear_probe(
 
     Returns:
       The card, for each network its accuracies on the test split, all in [0, 1], and what was
-      chosen; and the file it was written to.
+      chosen; and the file that it belongs in.
 
     Raises:
       UserError: for whatever the user can mend.
@@ -112,8 +131,6 @@ def linear_probe(
         **run_info(),
     }
     path = run / "evaluations" / _card_name(step, settings) / "card.json"
-    if jax.process_index() == 0:
-        write_json(path, card)
     return card, path
 
 
@@ -203,8 +220,9 @@ def probe_network(
       ``sgd`` (the published protocol), ``lbfgs`` (all labels) and ``lbfgs_few`` (the first
       ``settings.labels_per_class`` of each class): top-1, top-5 and what was chosen; ``knn``.
     """
-    # What is over in a last batch is padded anyway, so any number of devices will do.
-    batch_size = -(-settings.feature_batch_size // mesh.size) * mesh.size
+    # The last batch is padded, so any device count works.
+    parts = mesh.shape[distributed.DATA_AXIS]
+    batch_size = -(-settings.feature_batch_size // parts) * parts
     how = {"mesh": mesh, "batch_size": batch_size, "target": settings.target}
     embeds = {view: network.through(view) for view in {part.view for part in splits.values()}}
     clean = {name: extract(embeds[part.view], part.source, **how) for name, part in splits.items()}
@@ -296,10 +314,12 @@ def print_card(card: Mapping[str, Any]) -> None:
 
 
 def _main(values: flags.FlagValues) -> None:
-    run = pathlib.Path(values.run)
-    card, path = linear_probe(run, values.step, values.probe, values.baselines)
+    run = as_path(values.run, "--run")
+    card, path = probe_run(run, values.step, values.probe, values.baselines)
     if jax.process_index() == 0:
-        print_card(card)
+        print_card(card)  # first, for the directory may be read-only
+    write_card(card, path)
+    if jax.process_index() == 0:
         print(f"card: {path}")
 
 
@@ -307,5 +327,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("run", None, "Directory of a pretraining run.", required=True)
     flags.DEFINE_integer("step", None, "Checkpoint to probe; the newest sound one if not given.")
     flags.DEFINE_bool("baselines", False, "Also probe the untrained encoder and raw pixels.")
-    config_flags.DEFINE_config_dict("probe", probe.default_config(), "Settings, --probe.key=value.")
+    cli.define_settings("probe", probe.default_config())
     cli.launch(_main)

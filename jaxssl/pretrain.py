@@ -6,7 +6,7 @@ needs; the same command again resumes, or says that the run is finished.
 
 import contextlib
 import math
-import pathlib
+import os
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -22,30 +22,36 @@ from jaxssl.data.pipeline import train_batches
 from jaxssl.data.splits import Splits
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.monitor import make_monitor
+from jaxssl.interruption import Interruption
 from jaxssl.methods import METHODS, Method, Spec
 from jaxssl.randomness import check_seed
 from jaxssl.reporting import MetricWriter, Progress
-from jaxssl.run_directory import claim, note_resumption
+from jaxssl.run_directory import claim, note_resumption, owned, place
 from jaxssl.training.loop import Cadence, Reporter, train
 from jaxssl.training.state import Blueprint, TrainState, traced_scalars
 from jaxssl.training.step import compile_step, make_epoch_hook, make_step
 
 
 def pretrain(
-    config: ConfigDict, workdir: pathlib.Path, sources: Mapping[str, Source] | None = None
+    config: ConfigDict,
+    workdir: str | os.PathLike[str],
+    sources: Mapping[str, Source] | None = None,
 ) -> TrainState:
     """Trains the method of ``config`` in ``workdir``, from its newest checkpoint if it has one.
 
     Args:
       config: the recipe.
-      workdir: run directory, made or resumed.
+      workdir: run directory, made or resumed: a local path or ``gs://bucket/...``.
       sources: data of your own (`jaxssl.data.sources.array_source`) in place of ``config.data``:
         ``"train"``, ``"validation"`` if the monitor is on, and ``"pretrain"`` if it differs.
 
     Raises:
       UserError: for whatever the user can mend.
+      Interrupted: after SIGINT, SIGTERM or SIGHUP, or if nobody reads the output any more; the
+        last step is saved.
     """
     config = resolve(config)
+    workdir = place(workdir)
     distributed.check_launched(config.run.distributed)
     if config.run.distributed:
         distributed.initialize()
@@ -62,17 +68,23 @@ def pretrain(
         step = compile_step(make_step(blueprint, policy), mesh)
         batch = abstract_batch(source, config.batch_size, distributed.sharded(mesh))
         jax.eval_shape(step, blueprint.abstract(mesh), batch, traced_scalars(config))
-    # Last of all, so that bad input leaves no directory behind.
     data = identity(source) | {"from_python": sources is not None}
-    claim(workdir, config, data)
 
     lead = jax.process_index() == 0
     run = config.run
-    with Checkpoints(workdir / "checkpoints", run.keep_last, run.keep_every_steps) as checkpoints:
+    with (
+        # Last of all, so that bad input leaves no directory behind.
+        owned(workdir),
+        Interruption(active=jax.process_count() == 1) as interruption,
+        Checkpoints(workdir / "checkpoints", run.keep_last, run.keep_every_steps) as checkpoints,
+    ):
+        claim(workdir, config, data)
         state, restored = restore_or_create(blueprint, checkpoints, mesh)
         start = int(state.step)
         if start >= cadence.stop:
-            say(f"{workdir} is finished: step {start} of {cadence.stop}.")
+            beyond = f"it has {start} steps and --config.run.stop_step asks for {cadence.stop}"
+            at = f"step {start} of {cadence.stop}"
+            say(f"{workdir} is finished: {beyond if start > cadence.stop else at}.")
             return state
         if restored:
             say(f"resuming {workdir} from step {start} of {cadence.stop}")
@@ -81,7 +93,13 @@ def pretrain(
             MetricWriter(
                 workdir, start if restored else None, active=lead, wandb=run.wandb
             ) as writer,
-            Progress(cadence.stop, start, config.batch_size, active=lead) as progress,
+            Progress(
+                cadence.stop,
+                start,
+                config.batch_size,
+                active=lead,
+                on_closed=interruption.output_closed if jax.process_count() == 1 else None,
+            ) as progress,
             contextlib.closing(
                 train_batches(
                     source,
@@ -109,7 +127,8 @@ def pretrain(
                 cadence=cadence,
                 checkpoints=checkpoints,
                 monitor=monitor,
-                reporter=Reporter(writer, progress, config.batch_size),
+                reporter=Reporter(writer, progress, config.batch_size, checkpoints),
+                interruption=interruption,
             )
 
 
@@ -203,8 +222,8 @@ def restore_or_create(
     blueprint: Blueprint, checkpoints: Checkpoints, mesh: Mesh
 ) -> tuple[TrainState, bool]:
     """The state of the newest sound checkpoint, or a fresh one; and whether it was restored."""
-    if checkpoints.steps():
-        return checkpoints.restore(blueprint.abstract(mesh))[1], True
+    if found := checkpoints.restore_newest(blueprint.abstract(mesh)):
+        return found[1], True
     return blueprint.create(blueprint.config.init_seed, mesh), False
 
 
@@ -215,7 +234,7 @@ def say(text: str) -> None:
 
 
 def _main(values: flags.FlagValues) -> None:
-    pretrain(values.config, pathlib.Path(values.workdir))
+    pretrain(values.config, values.workdir)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,16 @@
 
 import collections
 import contextlib
+import errno
 import importlib
+import io
 import json
 import os
-import pathlib
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import rich.console
@@ -21,12 +22,14 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
 from jaxssl.errors import UserError
+from jaxssl.storage import Path, as_path, is_local, write_whole
 
-CLOCK_KEYS = frozenset({"images_per_second", "seconds", "step_seconds", "wait_seconds"})
+CLOCK_KEYS = frozenset({"images_per_second"})
 """Metrics that depend on the clock: all others of a resumed run equal an undisturbed run's."""
 
 _ROWS = "metrics.jsonl"
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_UPLOADS = 30.0
 _UPDATES_IN_RATE = 50
 
 
@@ -56,7 +59,7 @@ class MetricWriter:
         self._wandb: Any = None
         if not active:
             return
-        workdir = pathlib.Path(workdir).absolute()
+        workdir = as_path(workdir, "run directory")
         workdir.mkdir(parents=True, exist_ok=True)
         last = -1 if restored_step is None else restored_step
         _cut_rows(workdir / _ROWS, last)
@@ -64,31 +67,38 @@ class MetricWriter:
         if wandb:
             self._wandb = _start_wandb(workdir)
             self._open.callback(self._wandb.finish)
-        self._rows = self._open.enter_context((workdir / _ROWS).open("a"))
-        (workdir / "tensorboard").mkdir(exist_ok=True)
+        self._rows = self._open.enter_context(_growing(workdir / _ROWS))
+        (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
         # The full resolution: a restart within a second would overwrite the file.
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}"
-        self._events = self._open.enter_context((workdir / "tensorboard" / name).open("wb"))
+        self._events = self._open.enter_context(_growing(workdir / "tensorboard" / name))
         self._add_event(file_version="brain.Event:2")
         self._add_event(step=last + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Writes one row; it is in the file when this returns.
+        """Writes one row; in a local file it is there when this returns.
 
         Args:
-          step: number of updates behind the metrics. A row must be written before the checkpoint
-            of its step is saved, or a kill between the two loses it.
+          step: number of updates behind the metrics. A row must be written, and `sync` called,
+            before the checkpoint of its step is saved, or a kill between the two loses it.
           metrics: name -> scalar (Python, NumPy or JAX; the latter are waited for).
         """
         if not self._active:
             return
         row = {name: _number(value) for name, value in metrics.items()}
-        self._rows.write(json.dumps({"step": step, **row}) + "\n")
+        self._rows.write(json.dumps({"step": step, **row}).encode() + b"\n")
         self._rows.flush()
         values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
         self._add_event(step=step, summary=Summary(value=values))
         if self._wandb is not None:
             self._wandb.log(row, step=step)
+
+    def sync(self) -> None:
+        """Returns once all rows are in the file, wherever it is."""
+        if self._active:
+            for file in (self._rows, self._events):
+                if isinstance(file, _CloudFile):
+                    file.upload()
 
     def close(self) -> None:
         """Flushes and closes everything; a second call does nothing."""
@@ -112,14 +122,45 @@ class MetricWriter:
         self.close()
 
 
+class _CloudFile(io.BytesIO):
+    """A growing file on an object store, where nothing can be appended to: kept, and sent whole."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path, self._sent = path, time.monotonic()
+        if path.exists():
+            self.write(path.read_bytes())
+
+    def flush(self) -> None:
+        """Sends it now and then: the loop does not wait for each row."""
+        if time.monotonic() - self._sent >= _SECONDS_BETWEEN_UPLOADS:
+            self.upload()
+
+    def upload(self) -> None:
+        """Sends it."""
+        self._path.write_bytes(self.getvalue())
+        self._sent = time.monotonic()
+
+    def close(self) -> None:
+        """Sends it for the last time; a second call does nothing."""
+        if not self.closed:
+            self.upload()
+        super().close()
+
+
+def _growing(path: Path) -> BinaryIO:
+    return open(path, "ab") if is_local(path) else _CloudFile(path)
+
+
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Rows of ``metrics.jsonl`` in order; a last line that was cut off by a kill is left out.
 
     Raises:
       UserError: another line is unreadable.
     """
-    path = pathlib.Path(workdir) / _ROWS
-    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    path = as_path(workdir, "run directory") / _ROWS
+    content = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    lines = content.splitlines(keepends=True)
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -136,26 +177,35 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _cut_rows(path: pathlib.Path, last: int) -> None:
-    """Drops rows after a step, and a torn last line; the file is replaced in one step."""
+def _cut_rows(path: Path, last: int) -> None:
+    """Drops rows after a step, and a torn last line; the file is replaced in one step.
+
+    Whoever calls it owns the run directory: another writer would go on with the old file.
+    """
     if not path.exists():
         return
     kept = [row for row in read_metrics(path.parent) if row["step"] <= last]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    temporary.replace(path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def _number(value: Any) -> int | float:
     return np.asarray(value).item()
 
 
-def _start_wandb(workdir: pathlib.Path) -> Any:
+def _start_wandb(workdir: Path) -> Any:
     try:
         wandb = importlib.import_module("wandb")
     except ImportError:
         raise UserError("W&B is asked for but not installed: pip install wandb.") from None
-    return wandb.init(project="jaxssl", name=workdir.name, dir=str(workdir), resume="auto")
+    folder = {"dir": str(workdir)} if is_local(workdir) else {}
+    return wandb.init(project="jaxssl", name=workdir.name, resume="auto", **folder)
+
+
+class _Console(rich.console.Console):
+    """rich's, which would end the program without a word where its reader is gone."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError(errno.EPIPE, "the standard output is closed")
 
 
 class Progress:
@@ -166,6 +216,8 @@ class Progress:
       first_step: steps done before this process started.
       batch_size: images a step, over all processes.
       active: False shows nothing (all processes but the first).
+      on_closed: called once if the output cannot be written to (a pipe whose reader is gone, a
+        terminal that is); nothing is shown from then on. None: the OSError is raised.
       console: where to show it; None is the standard output.
 
     Use as a context manager.
@@ -178,11 +230,13 @@ class Progress:
         batch_size: int,
         *,
         active: bool = True,
+        on_closed: Callable[[], None] | None = None,
         console: rich.console.Console | None = None,
     ) -> None:
         self._total = total_steps
         self._batch = batch_size
-        self._console = console or rich.console.Console()
+        self._console = console or _Console()
+        self._on_closed = on_closed
         self._active = active
         # The first step compiles: the rate counts from its end.
         self._marks: collections.deque[tuple[float, int]] = collections.deque(
@@ -219,16 +273,22 @@ class Progress:
         """
         self._marks.append((time.monotonic(), step))
         self._shown.update({name: metrics[name] for name in ("loss", "knn") if name in metrics})
+        if not self._active:
+            return
+        try:
+            self._show(step)
+        except OSError:
+            self._active = False
+            if self._on_closed is None:
+                raise
+            self._on_closed()
+
+    def _show(self, step: int) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, line=self._line(step))
-        elif self._active and (time.monotonic() >= self._next_line or step == self._total):
+        elif time.monotonic() >= self._next_line or step == self._total:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             self._console.print(self._line(step), highlight=False, soft_wrap=True)
-
-    def say(self, text: str) -> None:
-        """Prints a line above the bar."""
-        if self._active:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _line(self, step: int) -> str:
         parts = [f"step {step}/{self._total}"]
@@ -248,7 +308,8 @@ class Progress:
 
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):  # its terminal may be gone
+                self._bar.stop()
 
 
 def _clock(seconds: float) -> str:
@@ -289,5 +350,5 @@ def _cell(value: str | float | None) -> str:
 
 def print_table(table: rich.table.Table) -> None:
     """Prints a table to the standard output, at most 100 columns wide."""
-    console = rich.console.Console()
+    console = _Console()
     console.print(table, width=min(console.width, 100))

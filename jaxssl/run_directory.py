@@ -1,16 +1,17 @@
-"""The run directory's ``config.json``: what a run was told to do and by which code.
+"""The run directory: its owner, and ``config.json``, what the run was told and by which code.
 
 JSON has one sequence type and `ml_collections.ConfigDict` recipes use tuples alone, so sequences
 are written as lists and read back as tuples.
 """
 
+import contextlib
 import importlib.metadata
-import json
 import math
 import os
 import pathlib
 import platform
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,21 @@ import ml_collections
 import jaxssl
 from jaxssl import distributed
 from jaxssl.errors import UserError
+from jaxssl.run_lock import ASIDE, LOCK, RunLock
+from jaxssl.storage import (
+    Path,
+    as_path,
+    check_writable,
+    half_written,
+    read_json,
+    write_json,
+)
+
+FORMAT = 2
+"""The newest ``format`` of ``config.json`` that this version reads."""
+
+SECONDS_TO_SEE = 20.0
+"""How long the other processes of a job look for what process 0 wrote."""
 
 _CONFIG = "config.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy")
@@ -80,24 +96,11 @@ def write_config(
     """
     for key, leaf in _leaves(config.to_dict()):
         _check_leaf(key, leaf)
-    write_json(pathlib.Path(workdir) / _CONFIG, {**info, "config": config.to_dict()})
+    write_json(_config_of(workdir), {**info, "config": config.to_dict()})
 
 
-def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Replaces a JSON file in one step, so that a reader finds the old one or the new one."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=2) + "\n"
-    temporary = _half_written(path)
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _half_written(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(f".{path.name}.tmp")
+def _config_of(workdir: str | os.PathLike[str]) -> Path:
+    return as_path(workdir, "run directory") / _CONFIG
 
 
 def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
@@ -119,9 +122,9 @@ def read_info(workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _read(workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    path = pathlib.Path(workdir) / _CONFIG
+    path = _config_of(workdir)
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{workdir} is not a run directory: it has no {_CONFIG}; name the --workdir of a "
@@ -129,6 +132,13 @@ def _read(workdir: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     except ValueError:
         content = None
+    if isinstance(content, dict):
+        form = content.get("format", 1)
+        if isinstance(form, int) and form > FORMAT:
+            raise UserError(
+                f"{path} was written by a newer jaxssl (its format is {form}, this version reads "
+                f"up to {FORMAT}): upgrade jaxssl to go on with this run or to read it."
+            )
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise UserError(
             f"{path} is damaged: restore it from a copy, or start the run in a new directory."
@@ -138,37 +148,95 @@ def _read(workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 def has_config(workdir: str | os.PathLike[str]) -> bool:
     """Whether a run was started in this directory."""
-    return (pathlib.Path(workdir) / _CONFIG).is_file()
+    return _config_of(workdir).is_file()
 
 
-def claim(
-    workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Mapping[str, Any]
-) -> None:
-    """Makes the run directory, or checks that it is of this very run.
+def place(workdir: str | os.PathLike[str], flag: str = "--workdir") -> Path:
+    """The path of a run directory to be made or resumed; nothing is made yet.
+
+    Raises:
+      UserError: if it cannot be: see `jaxssl.storage.as_path`; a file or a link to nothing is in
+        the way, or it is not writable.
+    """
+    path = as_path(workdir, flag)
+    check_writable(path, flag)
+    return path
+
+
+@contextlib.contextmanager
+def owned(workdir: Path) -> Iterator[None]:
+    """Makes the run directory if need be and keeps all other writers out; see `RunLock`.
+
+    Every process of a job enters it; the first one owns the directory.
+
+    Raises:
+      UserError: on every process, if another start owns it, if it is neither free nor a run, or if
+        a process does not see what process 0 wrote there.
+    """
+    lock: RunLock | None = None
+
+    def take() -> str:
+        nonlocal lock
+        _check_ours(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(workdir)
+        return lock.acquire()
+
+    try:
+        token = distributed.agree("the run directory", take)
+        if jax.process_count() > 1:
+            distributed.all_or_none("the run directory", _unseen(workdir, token))
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _unseen(workdir: Path, token: str) -> str | None:
+    """Looks for the lock of process 0: what is wrong, or None."""
+    deadline = time.monotonic() + SECONDS_TO_SEE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            if read_json(workdir / LOCK)["token"] == token:
+                return None
+        time.sleep(0.2)
+    return (
+        f"does not see in {workdir} what process 0 wrote there ({LOCK}): name a --workdir on "
+        "storage that all processes share."
+    )
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict, data: Mapping[str, Any]) -> None:
+    """Writes the config of a new run, or checks that the directory is of this very run.
 
     Args:
-      workdir: the run directory.
+      workdir: the run directory, `owned`.
       config: the resolved config.
       data: `jaxssl.data.examples.identity` of what is trained on, and ``from_python``.
 
     Raises:
-      UserError: if it is of a run on other data, or one whose config differs in more than its
-        ``run`` group.
+      UserError: on every process, if it is of a run on other data, or one whose config differs in
+        more than its ``run`` group.
     """
-    if jax.process_index() == 0:
+
+    def check_or_write() -> None:
+        _check_ours(workdir)
         if has_config(workdir):
             _check_same_run(workdir, config, data)
-        elif _is_free(workdir):
-            write_config(workdir, config, {**run_info(), "data": dict(data)})
         else:
-            raise UserError(
-                f"{workdir} is not empty and no run of jaxssl: choose another --workdir."
-            )
-    distributed.wait_for_all("claim")
+            write_config(workdir, config, {**run_info(), "data": dict(data)})
+
+    distributed.agree("the run's config", check_or_write)
+
+
+def _check_ours(workdir: Path) -> None:
+    """Raises UserError if something other than a run lies here."""
+    if not has_config(workdir) and not _is_free(workdir):
+        raise UserError(f"{workdir} is not empty and no run of jaxssl: choose another --workdir.")
 
 
 def _check_same_run(
-    workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Mapping[str, Any]
+    workdir: Path, config: ml_collections.ConfigDict, data: Mapping[str, Any]
 ) -> None:
     differences = config_differences(read_config(workdir), config, ignore=("run",))
     if differences:
@@ -189,7 +257,7 @@ def _check_same_run(
         )
 
 
-def note_resumption(workdir: pathlib.Path, config: ml_collections.ConfigDict, step: int) -> None:
+def note_resumption(workdir: Path, config: ml_collections.ConfigDict, step: int) -> None:
     """Adds to ``config.json`` from where and with which code and hardware the run goes on."""
     if jax.process_index() == 0:
         info = read_info(workdir)
@@ -197,12 +265,14 @@ def note_resumption(workdir: pathlib.Path, config: ml_collections.ConfigDict, st
         write_config(workdir, config, info | {"resumed": resumed})
 
 
-def _is_free(workdir: pathlib.Path) -> bool:
-    """Whether nothing lies here, but for a config that a kill cut short."""
+def _is_free(workdir: Path) -> bool:
+    """Whether nothing lies here, but for what a start leaves that a kill cut short."""
     if not workdir.exists():
         return True
-    rest = {_half_written(workdir / _CONFIG)}
-    return workdir.is_dir() and set(workdir.iterdir()) <= rest
+    rest = {LOCK, half_written(workdir / _CONFIG).name}
+    return workdir.is_dir() and all(
+        path.name in rest or path.name.startswith(ASIDE) for path in workdir.iterdir()
+    )
 
 
 def config_differences(
@@ -248,10 +318,11 @@ def _check_leaf(key: str, leaf: Any) -> None:
         for item in leaf:
             _check_leaf(key, item)
     elif isinstance(leaf, float) and not math.isfinite(leaf):
-        raise UserError(f"config.{key} is {leaf}: give a finite number, or None for no limit.")
+        raise UserError(f"--config.{key}={leaf} must be a finite number, or None for no limit.")
     elif leaf != {} and not (leaf is None or type(leaf) in (bool, int, float, str)):
         raise UserError(
-            f"config.{key} is a {type(leaf).__name__}: give a number, a string or a tuple of them."
+            f"--config.{key} is a {type(leaf).__name__} and must be a number, a string or a tuple "
+            "of them."
         )
 
 

@@ -1,9 +1,10 @@
 """Kills a pretraining run again and again, and compares it with an undisturbed one.
 
-    python tests/kill_and_resume.py --method moco_v2 --kills 100
+    python tests/kill_and_resume.py --method moco_v2 --kills 100 [--signal TERM]
 
-Each start is killed with SIGKILL at a random instant after it has begun to train, which is often
-in the midst of a save: checkpoints are written every five steps of some ten milliseconds.
+Each start is sent the signal at a random instant after it has begun to train, which is often in the
+midst of a save: checkpoints are written every five steps of some ten milliseconds, and some between
+by the clock. After SIGTERM and SIGINT it also looks whether a step was lost.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import dataclasses
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +29,7 @@ class Report:
     """What happened.
 
     Attributes:
-      kills: processes killed.
+      kills: processes that got the signal in the midst of their work.
       kills_while_saving: of those, how many left a checkpoint half written.
       restored_from: the step that each start after a kill went on from; 0 if from the beginning.
     """
@@ -46,6 +48,7 @@ def start(method: str, workdir: pathlib.Path) -> subprocess.Popen:
     }
     command = [sys.executable, "-m", "jaxssl.pretrain", "--workdir", str(workdir)]
     command += ["--config", f"tests/tiny_config.py:{method}"]
+    command += ["--config.run.save_every_minutes=0.002"]
     with open(f"{workdir}.log", "a") as log:
         return subprocess.Popen(command, cwd=HOUSE, env=environment, stdout=log, stderr=log)
 
@@ -66,8 +69,10 @@ def newest(workdir: pathlib.Path) -> int:
     return max((int(p.name) for p in folder.glob("*") if p.name.isdecimal()), default=0)
 
 
-def run_with_kills(method: str, workdir: pathlib.Path, kills: int, seed: int) -> Report:
-    """Kills ``kills`` starts, then lets one finish."""
+def run_with_kills(
+    method: str, workdir: pathlib.Path, kills: int, seed: int, number: int = signal.SIGKILL
+) -> Report:
+    """Sends a signal to ``kills`` starts, then lets one finish."""
     draw = random.Random(seed)
     report = Report()
     while report.kills < kills:
@@ -81,13 +86,36 @@ def run_with_kills(method: str, workdir: pathlib.Path, kills: int, seed: int) ->
         time.sleep(draw.uniform(0.0, 0.3))
         if process.poll() is not None:
             break  # it finished first; the comparison is still worth making
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(number)
+        status = process.wait()
+        if number != signal.SIGKILL:
+            if status == 0:
+                break  # the signal came with the last step
+            check_no_step_lost(workdir, status, number)
         report.kills += 1
         half_written = list((workdir / "checkpoints").glob("*tmp*"))
         report.kills_while_saving += bool(half_written)
     finish(method, workdir)
     return report
+
+
+def check_no_step_lost(workdir: pathlib.Path, status: int, number: int) -> None:
+    """What a run says that was asked to stop is true, and all it did is in its checkpoint."""
+    log = pathlib.Path(f"{workdir}.log").read_text()
+    assert status == 128 + number, log[-3000:]
+    last = log.splitlines()[-1]
+    name = signal.Signals(number).name
+    said = re.fullmatch(
+        rf"error: stopped because it got {name}: step (\d+) is saved and the same .*", last
+    )
+    assert said, last
+    saved = newest(workdir)
+    assert int(said[1]) == saved
+    rows_of_losses = [row["step"] for row in metric_rows(workdir) if "loss" in row]
+    # One row each five steps: all that belong to the checkpoint, and none beyond it.
+    assert rows_of_losses == list(range(5, saved + 1, 5))
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
+    assert not (workdir / "lock.json").exists()
 
 
 def checkpoint_arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
@@ -135,6 +163,7 @@ def main() -> None:
     parser.add_argument("--method", default="moco_v2")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--signal", choices=("KILL", "TERM", "INT"), default="KILL")
     given = parser.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="kill_and_resume_"))
     undisturbed = folder / "undisturbed"
@@ -144,7 +173,11 @@ def main() -> None:
     while kills < given.kills:
         killed = folder / f"killed{round_number}"
         report = run_with_kills(
-            given.method, killed, given.kills - kills, given.seed + round_number
+            given.method,
+            killed,
+            given.kills - kills,
+            given.seed + round_number,
+            signal.Signals[f"SIG{given.signal}"],
         )
         assert_identical(killed, undisturbed)
         kills, round_number = kills + report.kills, round_number + 1

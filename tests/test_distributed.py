@@ -39,7 +39,7 @@ def test_a_number_of_devices_that_cannot_be_is_named(number):
     ],
 )
 def test_every_process_needs_the_same_share_of_the_mesh(monkeypatch, owners, number, shares):
-    devices = [types.SimpleNamespace(process_index=owner) for owner in owners]
+    devices = [types.SimpleNamespace(process_index=o, id=i) for i, o in enumerate(owners)]
     monkeypatch.setattr(jax, "devices", lambda: devices)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match=shares):

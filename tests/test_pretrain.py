@@ -220,7 +220,10 @@ def test_a_nan_loss_ends_the_run_and_keeps_the_checkpoints(tmp_path):
         (["--config", "configs/none.py"], "config file 'configs/none.py' does not exist"),
         (["--config", "configs/quickstart.py:depth=3"], "config argument 'depth' is unknown"),
         (["--config", "configs/quickstart.py:size=big"], "size='big' is not int"),
-        (["--config", "configs/quickstart.py", "--config.hyper.tau=1"], "config has no key"),
+        (
+            ["--config", "configs/quickstart.py", "--config.hyper.tau=1"],
+            "config.hyper has no 'tau'",
+        ),
         (["--config", "configs/quickstart.py", "--config.seed=x"], "config.seed=x"),
         (["--config", "configs/quickstart.py", "--wrong=1"], "Unknown command line flag 'wrong'"),
         ([], "config"),

@@ -180,12 +180,10 @@ def test_on_a_terminal_one_bar_within_100_columns():
     with Progress(12345678, 12000000, 4096, console=console) as progress:
         for step in range(12000001, 12000060):
             progress.update(step, {"loss": 1234.5678, "knn": 0.99999})
-        progress.say("resumed from step [12000000]")
     text = rich.text.Text.from_ansi(console.file.getvalue()).plain
     frames = text.replace("\r", "\n").splitlines()
     assert any("step 12000059/12345678" in frame for frame in frames)
     assert any("kNN 100.0 %" in frame for frame in frames)
-    assert any("resumed from step [12000000]" in frame for frame in frames)
     assert max(len(frame.rstrip()) for frame in frames) <= 100
     # The numbers are whole: nothing was cut to fit.
     assert not any("…" in frame for frame in frames)
@@ -195,7 +193,6 @@ def test_an_inactive_progress_prints_nothing(clock):
     console = plain_console()
     with Progress(10, 0, 1, active=False, console=console) as progress:
         progress.update(1, {"loss": 1.0})
-        progress.say("x")
     assert console.file.getvalue() == ""
 
 

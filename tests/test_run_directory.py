@@ -60,7 +60,7 @@ def test_a_failed_write_leaves_the_old_config(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (float("nan"), "config.a.b is nan"),
+        (float("nan"), "config.a.b=nan must be"),
         (np.float32(1), "config.a.b is a float32"),
         ((1, (object(),)), "config.a.b is a object"),
     ],

@@ -16,7 +16,7 @@ from jaxssl.augment.augmentation import Augmentation
 from jaxssl.augment.policies import make_finisher
 from jaxssl.augment.views import augment_view, to_float
 from jaxssl.checkpoint import CheckpointReader
-from jaxssl.distributed import replicated
+from jaxssl.distributed import replicated, templates
 from jaxssl.evaluation.features import Batch
 from jaxssl.models import build_encoder
 from jaxssl.randomness import Purpose, sample_keys, step_key
@@ -88,10 +88,7 @@ def restored_encoder(
       UserError: if the checkpoint is absent, damaged, or of another encoder.
     """
     graph, params, rest = nnx.eval_shape(lambda: _split_encoder(config, channels))
-    template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
-        {"params": {"encoder": params}, "rest": {"encoder": rest}},
-    )
+    template = templates(mesh, {"params": {"encoder": params}, "rest": {"encoder": rest}})
     step, state = checkpoints.restore_partial(template, step)
     arrays = (state["params"]["encoder"], state["rest"]["encoder"])
     return Network(_pooled(graph), arrays), step

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxssl.checkpoint import Checkpoints
-from jaxssl.distributed import global_batch
+from jaxssl.checkpoint import CheckpointReader, Checkpoints
+from jaxssl.distributed import agree, check_equal, global_batch
 from jaxssl.errors import UserError
+from jaxssl.interruption import Interruption
 from jaxssl.methods.method import Hyper, Metrics
 from jaxssl.reporting import MetricWriter, Progress
 from jaxssl.training.state import TrainState
@@ -33,6 +34,7 @@ class Cadence:
       num_examples: images an epoch; batches straddle epochs.
       log: metrics are written at its multiples and at the last step.
       save: checkpoints at its multiples and at the last step.
+      save_minutes: checkpoints also after so many minutes without one.
       monitor: the monitor runs at its multiples and at the last step.
     """
 
@@ -41,6 +43,7 @@ class Cadence:
     num_examples: int
     log: int
     save: int
+    save_minutes: float
     monitor: int
 
     def due(self, every: int, step: int) -> bool:
@@ -64,15 +67,44 @@ class Cadence:
             num_examples=num_examples,
             log=config.run.log_every_steps,
             save=config.run.checkpoint_every_steps,
+            save_minutes=config.run.save_every_minutes,
             monitor=math.ceil(config.monitor.knn_every_epochs * num_examples / config.batch_size),
         )
+
+
+class SaveClock:
+    """Says when a checkpoint is due by the time, which process 0 measures."""
+
+    def __init__(self, cadence: Cadence):
+        self._seconds, self._log = 60 * cadence.save_minutes, cadence.log
+        self._saved = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether to save after this step; every process asks and hears the same."""
+        if not self._seconds:
+            return False
+        # Others than process 0 wait for its answer, so that they ask seldom.
+        if jax.process_count() > 1 and step % (self._log or 1):
+            return False
+        return agree("whether to save", lambda: time.monotonic() - self._saved >= self._seconds)
+
+    def saved(self) -> None:
+        """Starts anew."""
+        self._saved = time.monotonic()
 
 
 class Reporter:
     """Writes the metrics of a step once the next one is under way, and refuses a bad loss."""
 
-    def __init__(self, writer: MetricWriter, progress: Progress, batch_size: int):
+    def __init__(
+        self,
+        writer: MetricWriter,
+        progress: Progress,
+        batch_size: int,
+        checkpoints: CheckpointReader,
+    ):
         self._writer, self._progress, self._batch_size = writer, progress, batch_size
+        self._checkpoints = checkpoints
         self._pending: tuple[int, Metrics] | None = None
         self._mark: tuple[int, float] | None = None
 
@@ -93,8 +125,9 @@ class Reporter:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not math.isfinite(values["loss"]):
             raise UserError(
-                f"the loss is {values['loss']} at step {step}: lower hyper.learning_rate or raise "
-                "schedule.warmup_epochs and start in a new workdir; earlier checkpoints are intact."
+                f"the loss is {values['loss']} at step {step}: lower "
+                "--config.hyper.learning_rate, or let it rise more slowly, and start in a new "
+                f"--workdir; {self._checkpoints.newest_in_words()}."
             )
         now = time.monotonic()
         if self._mark is not None:
@@ -103,6 +136,11 @@ class Reporter:
         self._mark = (step, now)
         self._writer.write(step, values)
         self._progress.update(step, values)
+
+    def settle(self) -> None:
+        """`flush`, and all rows are where they belong: a checkpoint may follow."""
+        self.flush()
+        self._writer.sync()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes values that are at hand; the time since the last flush is not counted."""
@@ -123,6 +161,7 @@ def train(
     checkpoints: Checkpoints,
     monitor: Monitor,
     reporter: Reporter,
+    interruption: Interruption,
 ) -> TrainState:
     """Trains from ``state.step`` to ``cadence.stop``.
 
@@ -130,15 +169,22 @@ def train(
     that is killed and resumed leaves the same rows behind as one that was not.
 
     Raises:
-      UserError: if the loss or the state is not finite.
+      UserError: if the loss or the state is not finite, or the processes begin at different steps.
+      Interrupted: if ``interruption`` asked for it; the last step done is saved.
     """
-    for step in range(int(state.step), cadence.stop):
+    start = int(state.step)
+    check_equal("the step to begin at", start)
+    clock = SaveClock(cadence)
+    for step in range(start, cadence.stop):
+        if step == start and interruption.stop_requested:  # before minutes of compilation
+            raise interruption.stopped(step, saved=False)
         if epoch_hook is not None and cadence.starts_epoch(step):
             state = epoch_hook(state, jnp.int32(cadence.epoch(step)), hyper)
         state, metrics = step_fn(state, global_batch(mesh, next(batches)), hyper)
         reporter.flush()
         done = step + 1
-        saves = cadence.due(cadence.save, done) or done == cadence.stop
+        stops = interruption.stop_requested and done < cadence.stop
+        saves = cadence.due(cadence.save, done) or done == cadence.stop or stops or clock.due(done)
         monitors = cadence.due(cadence.monitor, done)
         if cadence.due(cadence.log, done):
             reporter.hold(done, metrics)
@@ -147,6 +193,11 @@ def train(
         if monitors:
             reporter.write(done, monitor(state))
         if saves:
+            reporter.settle()
             checkpoints.save(done, state)
+            clock.saved()
+        if stops:
+            checkpoints.wait()
+            raise interruption.stopped(done, saved=True)
     checkpoints.wait()
     return state

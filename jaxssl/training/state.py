@@ -1,6 +1,7 @@
 """The state of training: one pytree that holds everything the next step depends on."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, UInt
 from ml_collections import ConfigDict
 
-from jaxssl.distributed import replicated
+from jaxssl.distributed import layout, templates
 from jaxssl.methods import Spec, build_method
 from jaxssl.methods.method import Method
 from jaxssl.training import schedules
@@ -75,17 +76,18 @@ class Blueprint:
         return TrainState(jnp.zeros((), jnp.int32), params, rest, self.optimizer.init(params))
 
     def abstract(self, mesh: Mesh) -> TrainState:
-        """Shapes, dtypes and (replicated) shardings of the state: a template to restore into."""
-        shapes = jax.eval_shape(self.init, jnp.uint32(0))
-        sharding = replicated(mesh)
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
-        )
+        """Shapes, dtypes and shardings of the state: a template to restore into."""
+        return templates(mesh, self._shapes)
 
     def create(self, init_seed: int, mesh: Mesh) -> TrainState:
-        """A fresh state as global arrays, replicated over the mesh."""
+        """A fresh state as global arrays."""
         # One jitted init: Orbax refuses host-local leaves, and eager init takes half a minute.
-        return jax.jit(self.init, out_shardings=replicated(mesh))(jnp.uint32(init_seed))
+        shardings = layout(mesh, self._shapes)
+        return jax.jit(self.init, out_shardings=shardings)(jnp.uint32(init_seed))
+
+    @functools.cached_property
+    def _shapes(self) -> TrainState:
+        return jax.eval_shape(self.init, jnp.uint32(0))
 
 
 def split(method: Method) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from tiny import Run, config_for
 
+from jaxssl.checkpoint import CheckpointReader
 from jaxssl.distributed import data_mesh
 from jaxssl.errors import UserError
 from jaxssl.methods import METHODS
@@ -17,13 +18,17 @@ from jaxssl.training.step import make_epoch_hook
 
 
 def test_epochs_of_batches_that_straddle():
-    cadence = Cadence(stop=10, batch_size=4, num_examples=10, log=3, save=5, monitor=0)
+    cadence = Cadence(
+        stop=10, batch_size=4, num_examples=10, log=3, save=5, save_minutes=0, monitor=0
+    )
     assert [cadence.epoch(step) for step in range(6)] == [0, 0, 0, 1, 1, 2]
     assert [step for step in range(10) if cadence.starts_epoch(step)] == [0, 3, 5, 8]
 
 
 def test_due_at_multiples_and_at_the_end():
-    cadence = Cadence(stop=10, batch_size=4, num_examples=10, log=3, save=5, monitor=0)
+    cadence = Cadence(
+        stop=10, batch_size=4, num_examples=10, log=3, save=5, save_minutes=0, monitor=0
+    )
     assert [step for step in range(1, 11) if cadence.due(3, step)] == [3, 6, 9, 10]
     assert not any(cadence.due(0, step) for step in range(1, 11))
 
@@ -43,7 +48,7 @@ def test_cadence_of_a_config():
 @pytest.fixture
 def reporter(tmp_path):
     with MetricWriter(tmp_path, None) as writer, Progress(10, 0, 8, active=False) as progress:
-        yield Reporter(writer, progress, batch_size=8)
+        yield Reporter(writer, progress, batch_size=8, checkpoints=CheckpointReader(tmp_path))
 
 
 def test_reporter_writes_what_it_held_and_its_rate(reporter, tmp_path):
