@@ -278,7 +278,7 @@ def adamw_group() -> ConfigDict:
 
 
 def knn_group() -> ConfigDict:
-    """Accuracy of nearest neighbours among the training images; uses labels, so never choose by the test split."""
+    """Nearest neighbours among the training images; uses labels, so never choose by "test"."""
     knn = ConfigDict()
     knn.every = 10.0  # epochs, may be fractional; also at the end; 0: never
     knn.split = "validation"  # "validation" or "test"

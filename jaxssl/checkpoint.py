@@ -31,8 +31,8 @@ from jaxtyping import Array, Bool
 from jaxssl.distributed import agree, all_or_none
 from jaxssl.errors import UserError
 from jaxssl.storage import Path, as_path, files_below, is_local, read_json
+from jaxssl.upgrade import FORMAT, dropped, saved_names
 
-_FORMAT = 1  # of the manifest: the newest one that is read, and the one written
 _ITEM = "state"
 _LEAVES = "leaves.json"
 _MANIFEST = "manifest.json"
@@ -330,8 +330,16 @@ def _unused(path: Path) -> Path:
 
 def _read(folder: Path, template: Any, partial: bool) -> Any:
     """The leaves of a checkpoint that the template names, in its structure."""
-    wanted = {name: _struct(leaf) for name, leaf in _named_leaves(template).items()}
-    _check_structure(folder, _description(wanted), read_json(folder / _LEAVES), partial)
+    form = read_json(folder / _MANIFEST)["format"]
+    named = _named_leaves(template)
+    before = saved_names(form, list(named))
+    wanted = {before[name]: _struct(leaf) for name, leaf in named.items()}
+    saved = {
+        name: shape
+        for name, shape in read_json(folder / _LEAVES).items()
+        if name not in dropped(form)
+    }
+    _check_structure(folder, _description(wanted), saved, partial)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         leaves = reader.restore(
             os.fspath(folder / _ITEM),
@@ -410,7 +418,7 @@ def _write_manifest(directory: Path, step: int, leaves: Mapping[str, str]) -> No
     # In the cloud a checkpoint is written where it stays.
     (folder,) = list(directory.glob(f"{step}.orbax-checkpoint-tmp*")) or [directory / str(step)]
     (folder / _LEAVES).write_bytes(json.dumps(leaves, indent=1).encode())
-    content = {"format": _FORMAT, "step": step, "files": _digests(folder)}
+    content = {"format": FORMAT, "step": step, "files": _digests(folder)}
     (folder / _MANIFEST).write_bytes(json.dumps(content, indent=1).encode())
 
 
@@ -435,10 +443,10 @@ def _damage(folder: Path) -> str | None:
     try:
         content = read_json(folder / _MANIFEST)
         form = content["format"]
-        if isinstance(form, int) and form > _FORMAT:
+        if isinstance(form, int) and form > FORMAT:
             raise UserError(
                 f"checkpoint {folder} was written by a newer jaxssl (its format is {form}, this "
-                f"version reads up to {_FORMAT}): upgrade jaxssl; nothing was changed."
+                f"version reads up to {FORMAT}): upgrade jaxssl; nothing was changed."
             )
         expected, step = content["files"], content["step"]
         found = _digests(folder)
@@ -446,7 +454,7 @@ def _damage(folder: Path) -> str | None:
         return f"{error.filename or _MANIFEST} is gone"
     except (ValueError, KeyError, TypeError):
         return f"{_MANIFEST} is unreadable"
-    if form != _FORMAT or str(step) != folder.name:
+    if not (isinstance(form, int) and form > 0) or str(step) != folder.name:
         return f"{_MANIFEST} is of step {step}, format {form}"
     for name in (_LEAVES, *_AFTERWARDS):
         if not (folder / name).is_file():

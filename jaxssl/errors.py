@@ -43,11 +43,12 @@ def sentence_of(error: OSError) -> str | None:
 
 
 def choose(what: str, name: str, choices: Mapping[str, T]) -> T:
-    """``choices[name]``, where ``what`` is the config key that gave ``name``.
+    """``choices[name]``, where ``what`` is the config key, or the whole flag, that gave ``name``.
 
     Raises:
       UserError: if there is no such choice; it lists those there are.
     """
     if name not in choices:
-        raise UserError(f"{what}={name!r} is unknown: choose one of {', '.join(sorted(choices))}.")
+        flag = what if what.startswith("--") else f"--config.{what}"
+        raise UserError(f"{flag}={name} is unknown: choose one of {', '.join(sorted(choices))}.")
     return choices[name]

@@ -5,9 +5,12 @@ needs; the same command again resumes, or says that the run is finished.
 """
 
 import contextlib
-import math
+import dataclasses
+import fractions
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 from absl import flags
@@ -15,21 +18,34 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxssl import cli, distributed
-from jaxssl.augment.policies import Policy, check_policy, make_policy, policy_hyper
+from jaxssl.augment.policies import (
+    Batch,
+    Policy,
+    check_policy,
+    make_clean_view,
+    make_finisher,
+    make_policy,
+    policy_hyper,
+    recipes,
+)
 from jaxssl.checkpoint import Checkpoints
 from jaxssl.data.examples import Source, abstract_batch, identity
-from jaxssl.data.pipeline import train_batches
+from jaxssl.data.pipeline import Batches, train_batches
 from jaxssl.data.splits import Splits
 from jaxssl.errors import UserError, choose
-from jaxssl.evaluation.monitor import make_monitor
+from jaxssl.evaluation.evals import Evaluation, make_evals
 from jaxssl.interruption import Interruption
 from jaxssl.methods import METHODS, Method, Spec
 from jaxssl.randomness import check_seed
+from jaxssl.ranges import AT_LEAST_ONE, NON_NEGATIVE, POSITIVE, Ranges, check_ranges
 from jaxssl.reporting import MetricWriter, Progress
 from jaxssl.run_directory import claim, note_resumption, owned, place
-from jaxssl.training.loop import Cadence, Reporter, train
+from jaxssl.training.loop import Cadence, EpochHook, Reporter, train
+from jaxssl.training.schedules import Schedules, check_schedule
 from jaxssl.training.state import Blueprint, TrainState, traced_scalars
-from jaxssl.training.step import compile_step, make_epoch_hook, make_step
+from jaxssl.training.step import Step, compile_step, make_epoch_hook, make_step
+
+UNSET = -1  # of init_seed and data_seed: as seed
 
 
 def pretrain(
@@ -43,7 +59,8 @@ def pretrain(
       config: the recipe.
       workdir: run directory, made or resumed: a local path or ``gs://bucket/...``.
       sources: data of your own (`jaxssl.data.sources.array_source`) in place of ``config.data``:
-        ``"train"``, ``"validation"`` if the monitor is on, and ``"pretrain"`` if it differs.
+        ``"train"``, ``"validation"`` if something is evaluated on it, and ``"pretrain"`` if it
+        differs.
 
     Raises:
       UserError: for whatever the user can mend.
@@ -55,128 +72,241 @@ def pretrain(
     distributed.check_launched(config.run.distributed)
     if config.run.distributed:
         distributed.initialize()
-    mesh = distributed.data_mesh(config.run.num_devices)
-    distributed.check_batch_size(config.batch_size, mesh)
-    examples = Splits(config, sources)
-    source = examples["pretrain"]
-    check_policy(config, *source.image_shape[:2])
-    with misfits_in_words(config):
-        policy = make_policy(config)
-        blueprint = Blueprint.from_config(config, make_spec(config, source, policy))
-        cadence = Cadence.from_config(config, len(source), blueprint.spec.total_steps)
-        monitor = make_monitor(blueprint, config, examples, mesh)
-        step = compile_step(make_step(blueprint, policy), mesh)
-        batch = abstract_batch(source, config.batch_size, distributed.sharded(mesh))
-        jax.eval_shape(step, blueprint.abstract(mesh), batch, traced_scalars(config))
-    data = identity(source) | {"from_python": sources is not None}
-
-    lead = jax.process_index() == 0
-    run = config.run
+    set_name = "data from Python" if sources is not None else config.data.name
+    say(f"pretraining {config.method.name} on {set_name} in {workdir}")
+    plan = make_plan(config, sources)
+    say(plan.in_words())
+    data = identity(plan.source) | {"from_python": sources is not None}
     with (
         # Last of all, so that bad input leaves no directory behind.
         owned(workdir),
         Interruption(active=jax.process_count() == 1) as interruption,
-        Checkpoints(workdir / "checkpoints", run.keep_last, run.keep_every_steps) as checkpoints,
+        Checkpoints(
+            workdir / "checkpoints", config.run.keep_last, config.run.keep_every_steps
+        ) as checkpoints,
     ):
-        claim(workdir, config, data)
-        state, restored = restore_or_create(blueprint, checkpoints, mesh)
-        start = int(state.step)
-        if start >= cadence.stop:
-            beyond = f"it has {start} steps and --config.run.stop_step asks for {cadence.stop}"
-            at = f"step {start} of {cadence.stop}"
-            say(f"{workdir} is finished: {beyond if start > cadence.stop else at}.")
+        changed = claim(workdir, config, data, plan.blueprint.spec.to_json())
+        state, restored = restore_or_create(
+            plan.blueprint, config.init_seed, checkpoints, plan.mesh
+        )
+        start, stop = int(state.step), plan.cadence.stop
+        if start >= stop:
+            beyond = f"it has {start} steps and --config.run.stop_step asks for {stop}"
+            say(f"{workdir} is finished: {beyond if start > stop else f'step {start} of {stop}'}.")
             return state
         if restored:
-            say(f"resuming {workdir} from step {start} of {cadence.stop}")
-            note_resumption(workdir, config, start)
+            say(f"resuming {workdir} from step {start} of {stop}")
+            for clause in changed:
+                say(f"computed otherwise than before: {clause}")
+            note_resumption(workdir, config, data, plan.blueprint.spec.to_json(), start)
+        step = announced(plan, config)
+        lead = jax.process_index() == 0
+        alone = jax.process_count() == 1
         with (
             MetricWriter(
-                workdir, start if restored else None, active=lead, wandb=run.wandb
+                workdir, start if restored else None, active=lead, wandb=config.run.wandb
             ) as writer,
             Progress(
-                cadence.stop,
+                stop,
                 start,
                 config.batch_size,
                 active=lead,
-                on_closed=interruption.output_closed if jax.process_count() == 1 else None,
+                on_closed=interruption.output_closed if alone else None,
             ) as progress,
-            contextlib.closing(
-                train_batches(
-                    source,
-                    data_seed=config.data_seed,
-                    batch_size=config.batch_size,
-                    start_step=start,
-                    num_steps=cadence.stop,
-                    process_index=jax.process_index(),
-                    process_count=jax.process_count(),
-                    prefetch=run.prefetch,
-                    workers=run.workers,
-                )
-            ) as batches,
+            contextlib.closing(plan.batches(config, start)) as batches,
         ):
-            method = METHODS[config.method.name]
             return train(
                 state,
                 step_fn=step,
-                epoch_hook=make_epoch_hook(blueprint, mesh)
-                if method.on_epoch is not Method.on_epoch
-                else None,
+                epoch_hook=plan.epoch_hook,
                 hyper=traced_scalars(config),
                 batches=batches,
-                mesh=mesh,
-                cadence=cadence,
+                mesh=plan.mesh,
+                cadence=plan.cadence,
                 checkpoints=checkpoints,
-                monitor=monitor,
+                evals=plan.evals,
                 reporter=Reporter(writer, progress, config.batch_size, checkpoints),
                 interruption=interruption,
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run before its directory is touched: everything that a config decides.
+
+    Attributes:
+      mesh: the devices.
+      source: what is trained on.
+      blueprint: the method and its optimizer.
+      step: the jitted `Step`.
+      epoch_hook: what the method does before an epoch, or None.
+      cadence: when what happens.
+      evals: what is evaluated during training, by name.
+    """
+
+    mesh: Mesh
+    source: Source
+    blueprint: Blueprint
+    step: Any
+    epoch_hook: EpochHook | None
+    cadence: Cadence
+    evals: Mapping[str, Evaluation]
+
+    def batches(self, config: ConfigDict, start: int) -> Batches:
+        """The rows of the batches from a step on that this process reads."""
+        return train_batches(
+            self.source,
+            data_seed=config.data_seed,
+            batch_size=config.batch_size,
+            start_step=start,
+            num_steps=self.cadence.stop,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            prefetch=config.run.prefetch,
+            workers=config.run.workers,
+        )
+
+    def in_words(self) -> str:
+        """Data, devices and parameters in one line."""
+        shapes = jax.tree.leaves(self.blueprint.abstract(self.mesh).params)
+        kind = self.mesh.devices.flat[0].device_kind
+        return (
+            f"{len(self.source):,} images of {self.source.name}; "
+            f"{sum(leaf.size for leaf in shapes):,} parameters; {self.mesh.size} x {kind}"
+        )
+
+
+def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
+    """Opens the data and builds what a resolved config describes; nothing is computed.
+
+    Raises:
+      UserError: for whatever does not fit together.
+    """
+    mesh = distributed.data_mesh(config.run.num_devices)
+    distributed.check_batch_size(config.batch_size, mesh)
+    splits = Splits(config.data, config.corruption, config.views.global_crops.size, sources)
+    source = splits["pretrain"]
+    check_policy(config.views, config.hyper, *source.image_shape[:2])
+    with missing_in_words(config):
+        policy = policy_of(config)
+        spec = make_spec(config, source, policy)
+        blueprint = Blueprint.from_config(config.method, config.encoder, config.optimizer, spec)
+        schedules = Schedules.from_config(config.hyper, config.epochs, spec.steps_per_epoch)
+        evals = make_evals(
+            config.evals, blueprint, splits, clean_view_of(config), mesh, config.batch_size
+        )
+        make = make_step(
+            blueprint,
+            policy,
+            schedules,
+            batch_size=config.batch_size,
+            learning_rate_scaling=config.optimizer.scaling,
+        )
+        step = compile_step(make, mesh)
+        # Traced once, so that what does not fit is refused before the directory is made.
+        jax.eval_shape(step, *_abstract_arguments(config, blueprint, source, mesh))
+    method = METHODS[config.method.name]
+    hooked = method.on_epoch is not Method.on_epoch
+    return Plan(
+        mesh=mesh,
+        source=source,
+        blueprint=blueprint,
+        step=step,
+        epoch_hook=make_epoch_hook(blueprint, schedules, mesh) if hooked else None,
+        cadence=Cadence.from_config(config.run, config.batch_size, len(source), spec.total_steps),
+        evals=evals,
+    )
+
+
+def _abstract_arguments(
+    config: ConfigDict, blueprint: Blueprint, source: Source, mesh: Mesh
+) -> tuple[Any, ...]:
+    batch = abstract_batch(source, config.batch_size, distributed.sharded(mesh))
+    return blueprint.abstract(mesh), batch, traced_scalars(config)
+
+
+def announced(plan: Plan, config: ConfigDict) -> Step:
+    """The step, compiled, and a line that says what one step costs and how long that took."""
+    begin = time.monotonic()
+    arguments = _abstract_arguments(config, plan.blueprint, plan.source, plan.mesh)
+    lowered = plan.step.lower(*arguments)
+    flops = lowered.cost_analysis()["flops"]
+    compiled = lowered.compile()
+    say(f"{flops / 1e9:,.3g} GFLOPs a step, compiled in {time.monotonic() - begin:.1f} s")
+    return compiled
+
+
+def policy_of(config: ConfigDict) -> Policy:
+    """The views that a config trains on."""
+    finish = make_finisher(config.corruption, config.normalize, config.randbit)
+    return make_policy(config.views, finish, order=config.corruption.order)
+
+
+def clean_view_of(config: ConfigDict) -> Callable[[Batch], jax.Array]:
+    """The test-time images of a config."""
+    finish = make_finisher(config.corruption, config.normalize, config.randbit)
+    return make_clean_view(config.views.global_crops.size, finish)
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
     """The config with its seeds filled in, checked as far as it can be without data.
 
     Raises:
-      UserError: naming the first value that cannot be.
+      UserError: naming the first value that is out of range.
     """
     config = config.copy_and_resolve_references()
     for name in ("init_seed", "data_seed"):
-        config[name] = check_seed(name, config.seed if config[name] < 0 else config[name])
+        used = "seed" if config[name] == UNSET else name
+        config[name] = check_seed(f"--config.{used}", config[used])
+    check_ranges("", config, {"batch_size": AT_LEAST_ONE, "epochs": POSITIVE})
+    check_ranges("run", config.run, dict.fromkeys(config.run, NON_NEGATIVE))
+    check_ranges("run", config.run, {"keep_last": AT_LEAST_ONE})
     method = choose("method.name", config.method.name, METHODS)
-    readers = {
-        "every optimizer": ("learning_rate", "weight_decay"),
-        f"method.name={config.method.name!r}": method.HYPER,
-        f"views.policy={config.views.policy!r}": policy_hyper(config),
-    }
-    for reader, names in readers.items():
-        for name in names:
-            if name not in config.hyper:
-                raise UserError(
-                    f"hyper.{name} is missing and {reader} reads it: give it with "
-                    f"--config.hyper.{name}, or in the recipe's hyper group."
-                )
-    for name, value in config.hyper.items():
-        if not math.isfinite(value) or value < 0 or (name == "temperature" and value == 0):
-            raise UserError(f"hyper.{name}={value} cannot be: give a finite positive number.")
-    if "ema" in config.hyper and config.hyper.ema > 1:
-        raise UserError(f"hyper.ema={config.hyper.ema} cannot be: give a share from 0 to 1.")
-    positive = {
-        "batch_size": config.batch_size,
-        "schedule.epochs": config.schedule.epochs,
-        "encoder.width": config.encoder.width,
-        "run.keep_last": config.run.keep_last,
-    }
-    for name, value in positive.items():
-        if not (math.isfinite(value) and value > 0):
-            raise UserError(f"{name}={value} cannot be: give a finite positive number.")
-    for name, value in config.run.items():
-        if value < 0:
-            raise UserError(f"run.{name}={value} cannot be: give 0 or more.")
+    check_hyper(
+        config.hyper,
+        config.epochs,
+        {
+            "every optimizer": {"learning_rate": NON_NEGATIVE, "weight_decay": NON_NEGATIVE},
+            f"--config.method.name={config.method.name}": method.HYPER,
+            f"--config.views.policy={config.views.policy}": policy_hyper(config.views.policy),
+        },
+    )
+    recipes(config.views)
     return config
 
 
+def check_hyper(hyper: ConfigDict, epochs: float, readers: Mapping[str, Ranges]) -> None:
+    """Refuses a leaf of ``hyper`` that is missing, out of range, or read by nothing.
+
+    Args:
+      hyper: the ``hyper`` group.
+      epochs: the horizon of schedules.
+      readers: what each reader reads, with ranges.
+
+    Raises:
+      UserError: naming it.
+    """
+    allowed = {}
+    for reader, ranges in readers.items():
+        for name, values in ranges.items():
+            if name not in hyper:
+                raise UserError(
+                    f"config.hyper has no {name}, which {reader} reads: put it into the recipe's "
+                    "hyper group (recipes of shipped policies take policy=NAME as an argument)."
+                )
+            allowed[name] = values
+    for name, leaf in hyper.items():
+        if name not in allowed:
+            raise UserError(
+                f"config.hyper.{name} is read by nothing in this config: remove it from the "
+                "recipe, or choose what reads it."
+            )
+        check_schedule(name, leaf, allowed[name], epochs)
+
+
 @contextlib.contextmanager
-def misfits_in_words(config: ConfigDict) -> Iterator[None]:
-    """What networks, optimizers and losses refuse, and settings that are missing, as UserError."""
+def missing_in_words(config: ConfigDict) -> Iterator[None]:
+    """Settings that are missing from a config, as UserError; all other errors as they are."""
     try:
         yield
     except AttributeError as error:
@@ -188,11 +318,6 @@ def misfits_in_words(config: ConfigDict) -> Iterator[None]:
         raise UserError(
             f"{where} has no {error.name!r}{chosen}: take a recipe that has it, or write one."
         ) from error
-    except (TypeError, ValueError) as error:
-        said = str(error).partition("\n")[0].rstrip(".")
-        raise UserError(
-            f"this config makes no step: {said} (--verbosity=1 shows where)."
-        ) from error
 
 
 def make_spec(config: ConfigDict, source: Source, policy: Policy) -> Spec:
@@ -202,12 +327,13 @@ def make_spec(config: ConfigDict, source: Source, policy: Policy) -> Spec:
       UserError: if the run would not have a single step.
     """
     # The policy's own word: one that appends channels is believed.
-    views = jax.eval_shape(policy, abstract_batch(source, 1), traced_scalars(config))
-    total_steps = int(len(source) * config.schedule.epochs // config.batch_size)
+    hyper = Schedules.from_config(config.hyper, config.epochs, 1).at(traced_scalars(config), 0)
+    views = jax.eval_shape(policy, abstract_batch(source, 1), hyper)
+    total_steps = int(len(source) * config.epochs // config.batch_size)
     if total_steps == 0:
         raise UserError(
-            f"batch_size={config.batch_size} leaves no step in {config.schedule.epochs:g} epochs "
-            f"of {len(source)} images: lower batch_size or raise schedule.epochs."
+            f"--config.batch_size={config.batch_size} leaves no step in {config.epochs:g} epochs "
+            f"of {len(source)} images: lower it, or raise --config.epochs."
         )
     return Spec(
         num_examples=source.original_size,
@@ -215,16 +341,17 @@ def make_spec(config: ConfigDict, source: Source, policy: Policy) -> Spec:
         channels=views.images[0].shape[-1],
         image_size=source.image_shape[:2],
         total_steps=total_steps,
+        steps_per_epoch=fractions.Fraction(len(source), config.batch_size),
     )
 
 
 def restore_or_create(
-    blueprint: Blueprint, checkpoints: Checkpoints, mesh: Mesh
+    blueprint: Blueprint, init_seed: int, checkpoints: Checkpoints, mesh: Mesh
 ) -> tuple[TrainState, bool]:
     """The state of the newest sound checkpoint, or a fresh one; and whether it was restored."""
     if found := checkpoints.restore_newest(blueprint.abstract(mesh)):
         return found[1], True
-    return blueprint.create(blueprint.config.init_seed, mesh), False
+    return blueprint.create(init_seed, mesh), False
 
 
 def say(text: str) -> None:

@@ -124,7 +124,8 @@ class Shown(NamedTuple):
     def batch(self, config: ConfigDict) -> Batch:
         """The images with the corruption of a config."""
         epochs = np.full(len(self.rows), self.epoch, np.int32)
-        return corrupted(self.source, config).gather(self.rows, epochs)
+        size = config.views.global_crops.size
+        return corrupted(self.source, config.corruption, size).gather(self.rows, epochs)
 
     def original(self, config: ConfigDict) -> Batch:
         """The images without it."""

@@ -30,15 +30,17 @@ from jaxssl.storage import (
     read_json,
     write_json,
 )
-
-FORMAT = 2
-"""The newest ``format`` of ``config.json`` that this version reads."""
+from jaxssl.upgrade import FORMAT, changes, upgrade_config
 
 SECONDS_TO_SEE = 20.0
 """How long the other processes of a job look for what process 0 wrote."""
 
 _CONFIG = "config.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy")
+
+
+MAY_CHANGE = ("run", "data.data_dir", "data.compose.digits_dir")
+"""What of a config is not the run's identity: cadence, devices, where it stops and data lie."""
 
 
 def run_info() -> dict[str, Any]:
@@ -96,7 +98,8 @@ def write_config(
     """
     for key, leaf in _leaves(config.to_dict()):
         _check_leaf(key, leaf)
-    write_json(_config_of(workdir), {**info, "config": config.to_dict()})
+    content = {**info, "format": FORMAT, "config": config.to_dict()}
+    write_json(_config_of(workdir), content)
 
 
 def _config_of(workdir: str | os.PathLike[str]) -> Path:
@@ -143,7 +146,7 @@ def _read(workdir: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(
             f"{path} is damaged: restore it from a copy, or start the run in a new directory."
         )
-    return content
+    return upgrade_config(content)
 
 
 def has_config(workdir: str | os.PathLike[str]) -> bool:
@@ -206,27 +209,37 @@ def _unseen(workdir: Path, token: str) -> str | None:
     )
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict, data: Mapping[str, Any]) -> None:
+def claim(
+    workdir: Path,
+    config: ml_collections.ConfigDict,
+    data: Mapping[str, Any],
+    spec: Mapping[str, Any],
+) -> list[str]:
     """Writes the config of a new run, or checks that the directory is of this very run.
 
     Args:
       workdir: the run directory, `owned`.
       config: the resolved config.
       data: `jaxssl.data.examples.identity` of what is trained on, and ``from_python``.
+      spec: `jaxssl.methods.Spec.to_json` of the run.
+
+    Returns:
+      What computes otherwise than when the run was last written to, one clause each.
 
     Raises:
       UserError: on every process, if it is of a run on other data, or one whose config differs in
         more than its ``run`` group.
     """
 
-    def check_or_write() -> None:
+    def check_or_write() -> list[str]:
         _check_ours(workdir)
         if has_config(workdir):
             _check_same_run(workdir, config, data)
-        else:
-            write_config(workdir, config, {**run_info(), "data": dict(data)})
+            return changes(read_info(workdir)["format"])
+        write_config(workdir, config, {**run_info(), "data": dict(data), "spec": dict(spec)})
+        return []
 
-    distributed.agree("the run's config", check_or_write)
+    return distributed.agree("the run's config", check_or_write)
 
 
 def _check_ours(workdir: Path) -> None:
@@ -238,17 +251,21 @@ def _check_ours(workdir: Path) -> None:
 def _check_same_run(
     workdir: Path, config: ml_collections.ConfigDict, data: Mapping[str, Any]
 ) -> None:
-    differences = config_differences(read_config(workdir), config, ignore=("run",))
+    differences = config_differences(read_config(workdir), config, ignore=MAY_CHANGE)
     if differences:
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(differences)}): choose "
-            "another --workdir, or undo these changes (only run.* may change)."
+            "another --workdir, or undo these changes (only --config.run.* and where the data lie "
+            "may change)."
         )
-    before = read_info(workdir).get("data", {})
+    info = read_info(workdir)
+    before = info.get("data", {})
+    # What an older format did not note cannot be compared.
+    noted = before if info["format"] < FORMAT else data
     other = [
         f"{key}: {before.get(key)!r} -> {data[key]!r}"
         for key in data
-        if before.get(key) != data[key]
+        if key in noted and before.get(key) != data[key]
     ]
     if other:
         raise UserError(
@@ -257,12 +274,22 @@ def _check_same_run(
         )
 
 
-def note_resumption(workdir: Path, config: ml_collections.ConfigDict, step: int) -> None:
-    """Adds to ``config.json`` from where and with which code and hardware the run goes on."""
+def note_resumption(
+    workdir: Path,
+    config: ml_collections.ConfigDict,
+    data: Mapping[str, Any],
+    spec: Mapping[str, Any],
+    step: int,
+) -> None:
+    """Adds to ``config.json`` from where and with which code and hardware the run goes on.
+
+    The file is then of today's format, ``data`` and ``spec`` with it.
+    """
     if jax.process_index() == 0:
         info = read_info(workdir)
-        resumed = [*info.get("resumed", []), {"step": step, **run_info()}]
-        write_config(workdir, config, info | {"resumed": resumed})
+        resumed = [*info.get("resumed", []), {"step": step, "format": info["format"], **run_info()}]
+        again = {"data": dict(data), "spec": dict(spec), "resumed": resumed}
+        write_config(workdir, config, info | again)
 
 
 def _is_free(workdir: Path) -> bool:

@@ -5,11 +5,12 @@ from ml_collections import ConfigDict
 
 from configs.pretrain import moco_v2, simclr, supervised
 from configs.quickstart import get_config as quickstart
-from jaxssl.augment.policies import make_policy
 from jaxssl.data.pipeline import training_rows
 from jaxssl.data.sources import load
-from jaxssl.pretrain import make_spec, resolve
+from jaxssl.pretrain import make_spec, policy_of, resolve
+from jaxssl.training.schedules import Schedules
 from jaxssl.training.state import Blueprint, traced_scalars
+from jaxssl.training.step import embedding_keys, make_step
 
 METHODS = ("simclr", "moco_v2", "supervised")
 RECIPES = {"simclr": simclr, "moco_v2": moco_v2, "supervised": supervised}
@@ -23,8 +24,8 @@ def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> Conf
     with config.unlocked():
         config.method = recipe.method
         config.hyper = recipe.hyper
+        config.hyper.learning_rate.granularity = "step"
         config.encoder.dtype = dtype
-        config.schedule.warmup_epochs = 0.0
         config.run.checkpoint_every_steps = 10
         config.run.log_every_steps = 5
         if method == "moco_v2":
@@ -40,9 +41,23 @@ class Run:
     def __init__(self, config: ConfigDict):
         self.config = resolve(config)
         self.source = load(self.config.data, "train")
-        self.policy = make_policy(self.config)
+        self.policy = policy_of(self.config)
+        spec = make_spec(self.config, self.source, self.policy)
         self.blueprint = Blueprint.from_config(
-            self.config, make_spec(self.config, self.source, self.policy)
+            self.config.method, self.config.encoder, self.config.optimizer, spec
+        )
+        self.schedules = Schedules.from_config(
+            self.config.hyper, self.config.epochs, spec.steps_per_epoch
+        )
+
+    def step(self):
+        """The step, not yet jitted."""
+        return make_step(
+            self.blueprint,
+            self.policy,
+            self.schedules,
+            batch_size=self.config.batch_size,
+            learning_rate_scaling=self.config.optimizer.scaling,
         )
 
     def batch(self, step: int) -> dict:
@@ -50,6 +65,14 @@ class Run:
         size, seed = self.config.batch_size, self.config.data_seed
         return self.source.gather(*training_rows(step, size, len(self.source), seed))
 
+    def scalars(self, step: int = 0) -> dict:
+        """What every leaf of ``hyper`` is at a step, and the seeds."""
+        return self.schedules.at(traced_scalars(self.config), step)
+
     def views(self, step: int):
         """The views of a step, on the first device."""
-        return jax.jit(self.policy)(self.batch(step), traced_scalars(self.config))
+        return jax.jit(self.policy)(self.batch(step), self.scalars(step))
+
+    def keys(self, step: int):
+        """What the networks may draw from at a step."""
+        return embedding_keys(self.views(step), step, self.scalars(step))

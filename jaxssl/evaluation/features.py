@@ -30,6 +30,11 @@ class FeatureSet:
     labels: Int[np.ndarray, " _"]
 
 
+def as_vectors(layer: Float[Array, "b *space d"]) -> Float[Array, "b d"]:
+    """A layer as one vector an image: a map is averaged over its positions."""
+    return layer.mean(axis=tuple(range(1, layer.ndim - 1))) if layer.ndim > 2 else layer
+
+
 def extract(
     embed: Embed, source: Source, *, mesh: Mesh, batch_size: int, target: str = "label"
 ) -> FeatureSet:

@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 from jaxssl.checkpoint import CheckpointReader, Checkpoints
 from jaxssl.distributed import agree, check_equal, global_batch
 from jaxssl.errors import UserError
+from jaxssl.evaluation.evals import Evaluation
 from jaxssl.interruption import Interruption
-from jaxssl.methods.method import Hyper, Metrics
+from jaxssl.methods.method import Metrics
 from jaxssl.reporting import MetricWriter, Progress
-from jaxssl.training.state import TrainState
+from jaxssl.training.state import Hyper, TrainState
 from jaxssl.training.step import Step
 
-Monitor = Callable[[TrainState], Mapping[str, float]]
 EpochHook = Callable[[TrainState, Any, Hyper], TrainState]
 
 
@@ -35,7 +35,6 @@ class Cadence:
       log: metrics are written at its multiples and at the last step.
       save: checkpoints at its multiples and at the last step.
       save_minutes: checkpoints also after so many minutes without one.
-      monitor: the monitor runs at its multiples and at the last step.
     """
 
     stop: int
@@ -44,7 +43,6 @@ class Cadence:
     log: int
     save: int
     save_minutes: float
-    monitor: int
 
     def due(self, every: int, step: int) -> bool:
         """Whether something that happens at multiples of ``every`` happens after ``step``."""
@@ -59,16 +57,17 @@ class Cadence:
         return step == 0 or self.epoch(step) > self.epoch(step - 1)
 
     @classmethod
-    def from_config(cls, config: ConfigDict, num_examples: int, total_steps: int) -> "Cadence":
-        """The cadence a config asks for."""
+    def from_config(
+        cls, run: ConfigDict, batch_size: int, num_examples: int, total_steps: int
+    ) -> "Cadence":
+        """The cadence that the ``run`` group of a config asks for."""
         return cls(
-            stop=min(config.run.stop_step or total_steps, total_steps),
-            batch_size=config.batch_size,
+            stop=min(run.stop_step or total_steps, total_steps),
+            batch_size=batch_size,
             num_examples=num_examples,
-            log=config.run.log_every_steps,
-            save=config.run.checkpoint_every_steps,
-            save_minutes=config.run.save_every_minutes,
-            monitor=math.ceil(config.monitor.knn_every_epochs * num_examples / config.batch_size),
+            log=run.log_every_steps,
+            save=run.checkpoint_every_steps,
+            save_minutes=run.save_every_minutes,
         )
 
 
@@ -159,7 +158,7 @@ def train(
     mesh: Mesh,
     cadence: Cadence,
     checkpoints: Checkpoints,
-    monitor: Monitor,
+    evals: Mapping[str, Evaluation],
     reporter: Reporter,
     interruption: Interruption,
 ) -> TrainState:
@@ -185,13 +184,13 @@ def train(
         done = step + 1
         stops = interruption.stop_requested and done < cadence.stop
         saves = cadence.due(cadence.save, done) or done == cadence.stop or stops or clock.due(done)
-        monitors = cadence.due(cadence.monitor, done)
+        evaluations = [e for e in evals.values() if cadence.due(e.every, done)]
         if cadence.due(cadence.log, done):
             reporter.hold(done, metrics)
-        if monitors or saves:
+        if evaluations or saves:
             reporter.flush()
-        if monitors:
-            reporter.write(done, monitor(state))
+        for evaluation in evaluations:
+            reporter.write(done, evaluation.run(state))
         if saves:
             reporter.settle()
             checkpoints.save(done, state)

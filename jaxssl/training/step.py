@@ -17,7 +17,7 @@ from jaxssl.methods import Keys, Method
 from jaxssl.methods.method import Metrics
 from jaxssl.metrics.collapse import feature_std
 from jaxssl.randomness import Purpose, sample_keys, step_key
-from jaxssl.training.optim import scaled_learning_rate
+from jaxssl.training.optim import Scalar, scaled_learning_rate
 from jaxssl.training.schedules import Schedules
 from jaxssl.training.state import Blueprint, Hyper, TrainState, merge, split
 
@@ -88,7 +88,7 @@ def make_step(
       method's own.
     """
 
-    def scaled(rate: Array) -> Array:
+    def scaled(rate: Scalar) -> Scalar:
         return scaled_learning_rate(rate, batch_size, learning_rate_scaling)
 
     def step(state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, Metrics]:

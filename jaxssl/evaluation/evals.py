@@ -1,0 +1,141 @@
+"""What is evaluated while training: ``config.evals``, by name; today kNN accuracy alone."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxssl.augment.policies import Batch
+from jaxssl.data.examples import abstract_batch
+from jaxssl.data.splits import Splits
+from jaxssl.distributed import replicated, sharded
+from jaxssl.errors import UserError, choose
+from jaxssl.evaluation.features import Embed, as_vectors, extract
+from jaxssl.metrics.collapse import feature_std
+from jaxssl.metrics.knn import PROTOCOLS, knn_accuracy
+from jaxssl.ranges import NON_NEGATIVE, check_ranges
+from jaxssl.training.state import Blueprint, TrainState, merge
+
+CleanView = Callable[[Batch], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Something that is run on the state at multiples of some steps, and at the end.
+
+    Attributes:
+      every: steps.
+      run: from a state to numbers to log.
+    """
+
+    every: int
+    run: Callable[[TrainState], Mapping[str, float]]
+
+
+def make_evals(
+    evals: ConfigDict,
+    blueprint: Blueprint,
+    splits: Splits,
+    clean_view: CleanView,
+    mesh: Mesh,
+    batch_size: int,
+) -> dict[str, Evaluation]:
+    """The evaluations of a run that ever run.
+
+    Args:
+      evals: the ``evals`` group of the config: by name `every` (epochs), `split`, `protocol`,
+        `layer`.
+      blueprint: of the run.
+      splits: the run's; ``"train"`` is the bank of neighbours.
+      clean_view: the test-time images of a batch.
+      mesh: devices to share each batch.
+      batch_size: images a pass.
+
+    Returns:
+      By name; an evaluation NAME logs ``NAME``, top-1 in [0, 1], and ``NAME_feature_std``, the
+      mean standard deviation of the normalised features times sqrt(D): 0 where they collapsed.
+
+    Raises:
+      UserError: if a split holds no image, the set has no labels or too few images, or the method
+        no such layer.
+    """
+    made = {}
+    for name, settings in evals.items():
+        check_ranges(f"evals.{name}", settings, {"every": NON_NEGATIVE})
+        if settings.every > 0:
+            images = len(splits["pretrain"])
+            every = math.ceil(settings.every * images / batch_size)
+            run = _knn(name, settings, blueprint, splits, clean_view, mesh, batch_size)
+            made[name] = Evaluation(every, run)
+    return made
+
+
+def _knn(
+    name: str,
+    settings: ConfigDict,
+    blueprint: Blueprint,
+    splits: Splits,
+    clean_view: CleanView,
+    mesh: Mesh,
+    batch_size: int,
+) -> Callable[[TrainState], dict[str, float]]:
+    bank, queries = splits["train"], splits[settings.split]
+    if bank.num_classes is None:
+        raise UserError(
+            f"the evaluation {name} needs labels but the data set has none: give "
+            f"--config.evals.{name}.every=0."
+        )
+    check_neighbours(f"--config.evals.{name}.protocol", settings.protocol, len(bank))
+    to_embed = embedder(blueprint.graph, name, settings.layer, clean_view, mesh)
+    # Traced once before training, so that a wrong layer is refused now and not after an epoch.
+    jax.eval_shape(to_embed(blueprint.abstract(mesh)), abstract_batch(bank, batch_size))
+
+    def knn(state: TrainState) -> dict[str, float]:
+        known, asked = (
+            extract(to_embed(state), source, mesh=mesh, batch_size=batch_size)
+            for source in (bank, queries)
+        )
+        accuracy = knn_accuracy(
+            known.features,
+            known.labels,
+            asked.features,
+            asked.labels,
+            protocol=settings.protocol,
+        )
+        return {
+            name: float(accuracy),
+            f"{name}_feature_std": float(feature_std(asked.features)),
+        }
+
+    return knn
+
+
+def embedder(
+    graph: nnx.GraphDef, name: str, layer: str, clean_view: CleanView, mesh: Mesh
+) -> Callable[[TrainState], Embed]:
+    """From a state to what `extract` takes: a layer of clean images, maps averaged over positions.
+
+    One compilation serves every state.
+    """
+
+    def embed(params: nnx.State, rest: nnx.State, batch: Mapping) -> jax.Array:
+        layers = merge(graph, params, rest).represent(clean_view(batch))
+        return as_vectors(choose(f"evals.{name}.layer", layer, layers))
+
+    whole = replicated(mesh)
+    jitted = jax.jit(embed, in_shardings=(whole, whole, sharded(mesh)), out_shardings=whole)
+    return lambda state: lambda batch: jitted(state.params, state.rest, batch)
+
+
+def check_neighbours(flag: str, protocol: str, bank_size: int) -> None:
+    """Raises UserError unless so many training images serve a kNN protocol."""
+    asked = choose(flag, protocol, PROTOCOLS).k
+    if asked > bank_size:
+        raise UserError(
+            f"{flag}={protocol} asks for {asked} neighbours but there are {bank_size} training "
+            f"images: use more, or a protocol with fewer neighbours, such as {flag}=dino."
+        )
