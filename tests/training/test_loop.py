@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny import Run, config_for
 
@@ -9,8 +10,9 @@ from jaxssl.checkpoint import CheckpointReader
 from jaxssl.distributed import data_mesh
 from jaxssl.errors import UserError
 from jaxssl.methods import METHODS
-from jaxssl.methods.method import Counter
+from jaxssl.methods.method import Bank
 from jaxssl.methods.simclr import SimCLR
+from jaxssl.pretrain import pretrain
 from jaxssl.reporting import MetricWriter, Progress, read_metrics
 from jaxssl.training.loop import Cadence, Reporter
 from jaxssl.training.state import merge, traced_scalars
@@ -18,31 +20,24 @@ from jaxssl.training.step import make_epoch_hook
 
 
 def test_epochs_of_batches_that_straddle():
-    cadence = Cadence(
-        stop=10, batch_size=4, num_examples=10, log=3, save=5, save_minutes=0, monitor=0
-    )
+    cadence = Cadence(stop=10, batch_size=4, num_examples=10, log=3, save=5, save_minutes=0)
     assert [cadence.epoch(step) for step in range(6)] == [0, 0, 0, 1, 1, 2]
     assert [step for step in range(10) if cadence.starts_epoch(step)] == [0, 3, 5, 8]
 
 
 def test_due_at_multiples_and_at_the_end():
-    cadence = Cadence(
-        stop=10, batch_size=4, num_examples=10, log=3, save=5, save_minutes=0, monitor=0
-    )
+    cadence = Cadence(stop=10, batch_size=4, num_examples=10, log=3, save=5, save_minutes=0)
     assert [step for step in range(1, 11) if cadence.due(3, step)] == [3, 6, 9, 10]
     assert not any(cadence.due(0, step) for step in range(1, 11))
 
 
 def test_cadence_of_a_config():
-    config = config_for("simclr")
-    with config.unlocked():
-        config.run.stop_step = 7
-        config.monitor.knn_every_epochs = 0.5
-    cadence = Cadence.from_config(config, num_examples=100, total_steps=50)
-    assert (cadence.stop, cadence.monitor) == (7, 1)
-    with config.unlocked():
-        config.run.stop_step = 999
-    assert Cadence.from_config(config, num_examples=100, total_steps=50).stop == 50
+    run = config_for("simclr").run
+    run.stop_step = 7
+    cadence = Cadence.from_config(run, batch_size=8, num_examples=100, total_steps=50)
+    assert (cadence.stop, cadence.log, cadence.save) == (7, 5, 10)
+    run.stop_step = 999
+    assert Cadence.from_config(run, 8, num_examples=100, total_steps=50).stop == 50
 
 
 @pytest.fixture
@@ -78,24 +73,49 @@ class CountsEpochs(SimCLR):
 
     def __init__(self, config, encoder, spec, rngs):
         super().__init__(config, encoder, spec, rngs)
-        self.seen = Counter(jnp.zeros((), jnp.int32))
-        self.drawn = Counter(jnp.zeros((), jnp.float32))
+        self.seen = Bank(jnp.zeros((), jnp.int32))
+        self.drawn = Bank(jnp.zeros((), jnp.float32))
+        self.rate = Bank(jnp.zeros((), jnp.float32))
 
-    def on_epoch(self, epoch, key):
-        self.seen[...] = self.seen[...] + epoch
+    def on_epoch(self, epoch, key, hyper):
+        self.seen[...] = 10 * self.seen[...] + epoch + 1
         self.drawn[...] = jax.random.uniform(key)
+        self.rate[...] = hyper["learning_rate"]
 
 
 def test_epoch_hook(monkeypatch):
     monkeypatch.setitem(METHODS, "simclr", CountsEpochs)
     run = Run(config_for("simclr"))
     mesh = data_mesh(2)
-    hook = make_epoch_hook(run.blueprint, mesh)
+    hook = make_epoch_hook(run.blueprint, run.schedules, mesh)
     hyper = traced_scalars(run.config)
     state = run.blueprint.create(0, mesh)
     state = hook(state, jnp.int32(2), hyper)
     first = float(merge(run.blueprint.graph, state.params, state.rest).drawn[...])
     state = hook(state, jnp.int32(3), hyper)
     method = merge(run.blueprint.graph, state.params, state.rest)
-    assert int(method.seen[...]) == 5
+    assert int(method.seen[...]) == 34
     assert float(method.drawn[...]) != first
+    assert float(method.rate[...]) == pytest.approx(run.config.hyper.learning_rate.value)
+
+
+def test_the_loop_calls_the_hook_once_an_epoch_and_a_resumed_run_does_not_call_it_again(
+    monkeypatch, tmp_path
+):
+    """1,294 images in batches of 256: epochs begin at steps 0, 6, 11, 16."""
+    monkeypatch.setitem(METHODS, "simclr", CountsEpochs)
+    config = config_for("simclr")
+    with config.unlocked():
+        config.batch_size = 256
+        config.evals.knn.every = 0.0
+        config.run.update(num_devices=1, log_every_steps=1, stop_step=12)
+    whole = pretrain(config, tmp_path / "whole")
+    with config.unlocked():
+        config.run.stop_step = 7  # after the hook of epoch 1, before that of epoch 2
+    pretrain(config, tmp_path / "parts")
+    with config.unlocked():
+        config.run.stop_step = 12
+    parts = pretrain(config, tmp_path / "parts")
+    assert int(whole.rest["seen"][...]) == 123
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
