@@ -27,8 +27,8 @@ with config.unlocked():
     config.run.checkpoint_every_steps = 3
     config.run.log_every_steps = 2
     config.run.distributed = True
-    config.monitor.protocol = "dino"
-    config.monitor.knn_every_epochs = 0.25
+    config.evals.knn.protocol = "dino"
+    config.evals.knn.every = 0.25
 pretrain.pretrain(config, workdir)
 print("devices", jax.device_count(), jax.local_device_count())
 """
@@ -57,8 +57,8 @@ def test_two_processes_equal_one(tmp_path):
         config.run.checkpoint_every_steps = 3
         config.run.log_every_steps = 2
         config.run.num_devices = 2
-        config.monitor.protocol = "dino"
-        config.monitor.knn_every_epochs = 0.25
+        config.evals.knn.protocol = "dino"
+        config.evals.knn.every = 0.25
     pretrain(config, single)
     ours, theirs = checkpoint_arrays(pair), checkpoint_arrays(single)
     assert ours.keys() == theirs.keys()

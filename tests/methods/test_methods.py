@@ -13,6 +13,7 @@ from jaxssl.distributed import data_mesh
 from jaxssl.errors import UserError
 from jaxssl.methods import build_method
 from jaxssl.methods.method import Bank, Teacher, follow, make_teacher
+from jaxssl.models import BatchNorm
 from jaxssl.training.state import merge, traced_scalars
 from jaxssl.training.step import compile_step, loss_and_gradient
 
@@ -187,6 +188,51 @@ def test_supervised_refuses_a_set_without_labels():
     spec = dataclasses.replace(Run(config).blueprint.spec, num_classes=None)
     with pytest.raises(UserError, match="needs labels"):
         nnx.eval_shape(lambda: build_method(config.method, config.encoder, spec, 0))
+
+
+@pytest.mark.parametrize("method", ["simclr", "moco_v2"])
+def test_k_parts_of_a_batch_are_k_groups_of_the_whole(method):
+    """What accumulation with all negatives rests on: embedded part by part or in one go."""
+    parts = 4
+    config = config_for(method)
+    with config.unlocked():
+        config.encoder.bn_groups = parts
+        config.method.head.bn_groups = parts
+        if method == "moco_v2":
+            config.method.shuffle = False  # it exchanges images between the parts
+    run = Run(config)
+    state = run.blueprint.create(0, data_mesh(1))
+    whole = merge(run.blueprint.graph, state.params, state.rest)
+    for _, module in nnx.iter_modules(whole):
+        if isinstance(module, BatchNorm):
+            assert module.groups == parts
+    views = run.views(0)
+    expected = embedded(whole, views, run.keys(0))
+
+    pieces = []
+    alone = merge(run.blueprint.graph, state.params, state.rest)
+    for _, module in nnx.iter_modules(alone):
+        if isinstance(module, BatchNorm):
+            module.groups = 1
+    for part in range(parts):
+        rows = slice(part * BATCH // parts, (part + 1) * BATCH // parts)
+        pieces.append(
+            embedded(
+                alone,
+                *jax.tree.map(lambda x: x[rows], (views, run.keys(0)._replace(step=views.index))),
+            )  # noqa: B023, E501
+        )
+    for name, value in expected.items():
+        together = np.concatenate([piece[name] for piece in pieces])
+        np.testing.assert_allclose(value, together, atol=1e-5)
+
+
+def embedded(method, views, keys):
+    """What a copy of a method embeds, in one program."""
+    graph, state = nnx.split(method)
+    return jax.jit(lambda state, views, keys: nnx.merge(graph, state).embed(views, keys))(
+        state, views, keys
+    )
 
 
 def test_follow_and_make_teacher():
