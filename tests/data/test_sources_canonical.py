@@ -4,8 +4,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from jaxssl.data.canonical import canonical_boxes, decode_mask, padded_boxes, resize
+from jaxssl.data.canonical import Canonical, canonical_boxes, padded_boxes, resize
+from jaxssl.data.decoding import decode_mask
 from jaxssl.errors import UserError
+
+
+def crop(height, width):
+    return Canonical(size=(height, width), fit="crop", background=(255, 255, 255), scale=())
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 32), (32, 20), (20, 20), (5, 8)])
@@ -60,7 +65,7 @@ def test_boxes_are_moved_clipped_and_dropped():
         ],
         np.float32,
     )
-    moved, labels = canonical_boxes(boxes, np.arange(6), (10, 20), (5, 5))
+    moved, labels = canonical_boxes(boxes, np.arange(6), (10, 20), crop(5, 5))
     assert labels.tolist() == [1, 2, 5]
     assert (moved.dtype, labels.dtype) == (np.float32, np.int32)
     np.testing.assert_array_equal(moved, [[1, 0, 3, 2], [0, 0, 5, 5], [4, 4.5, 5, 5]])
@@ -70,7 +75,7 @@ def test_boxes_are_moved_clipped_and_dropped():
 
 
 def test_no_boxes_are_no_boxes():
-    moved, labels = canonical_boxes(np.zeros((0, 4)), np.zeros(0, int), (10, 20), (5, 5))
+    moved, labels = canonical_boxes(np.zeros((0, 4)), np.zeros(0, int), (10, 20), crop(5, 5))
     assert (moved.shape, labels.shape) == ((0, 4), (0,))
     padded, labels = padded_boxes(moved, labels, 2)
     assert (padded.tolist(), labels.tolist()) == ([[0] * 4] * 2, [-1, -1])
@@ -83,7 +88,7 @@ def test_a_box_stays_around_what_it_surrounds(height, width, size):
     pixels[y0:y1, x0:x1] = 255
     light = np.asarray(resize(PIL.Image.fromarray(pixels), size, size)) / 255
     (box,), _ = canonical_boxes(
-        np.array([[y0, x0, y1, x1]], float), np.array([0]), (height, width), (size, size)
+        np.array([[y0, x0, y1, x1]], float), np.array([0]), (height, width), crop(size, size)
     )
     # Light is kept by the resampling, so a profile's sum is a side and its centroid a centre.
     for axis, start, stop in ((1, box[0], box[2]), (0, box[1], box[3])):
@@ -102,7 +107,7 @@ def test_a_box_stays_around_what_it_surrounds(height, width, size):
 def test_masks_take_the_pixel_that_their_centre_lies_in(tmp_path, height, width, target):
     mask = np.random.default_rng(0).integers(0, 256, (height, width), np.uint8)
     PIL.Image.fromarray(mask).save(tmp_path / "mask.png")
-    found = decode_mask(str(tmp_path / "mask.png"), (target, target), (height, width), "it")
+    found = decode_mask(str(tmp_path / "mask.png"), crop(target, target), (height, width), "it")
     side = min(height, width)
     centres = (np.arange(target) + 0.5) * side / target
     rows = np.floor((height - side) / 2 + centres).astype(int)
@@ -115,7 +120,7 @@ def test_a_mask_is_aligned_with_its_image(tmp_path):
     y, x = np.mgrid[:60, :90]
     disc = ((y - 25) ** 2 + (x - 50) ** 2 < 20**2).astype(np.uint8)
     PIL.Image.fromarray(disc).save(tmp_path / "mask.png")
-    mask = decode_mask(str(tmp_path / "mask.png"), (30, 30), (60, 90), "it")
+    mask = decode_mask(str(tmp_path / "mask.png"), crop(30, 30), (60, 90), "it")
     image = np.asarray(resize(PIL.Image.fromarray(disc * 255), 30, 30)) > 127
     # A shift by one canonical pixel moves 40 pixels of the border.
     assert np.sum(mask != image) < 20
@@ -129,11 +134,11 @@ def test_palette_and_binary_masks_are_read_as_classes(tmp_path):
     assert palette.mode == "P"
     palette.save(tmp_path / "palette.png")
     np.testing.assert_array_equal(
-        decode_mask(str(tmp_path / "palette.png"), (4, 4), (4, 4), "it"), classes
+        decode_mask(str(tmp_path / "palette.png"), crop(4, 4), (4, 4), "it"), classes
     )
     PIL.Image.fromarray(classes % 2 == 1).save(tmp_path / "binary.png")
     np.testing.assert_array_equal(
-        decode_mask(str(tmp_path / "binary.png"), (4, 4), (4, 4), "it"), classes % 2
+        decode_mask(str(tmp_path / "binary.png"), crop(4, 4), (4, 4), "it"), classes % 2
     )
 
 
@@ -144,4 +149,4 @@ def test_palette_and_binary_masks_are_read_as_classes(tmp_path):
 def test_other_masks_are_refused_in_words(tmp_path, mode, size, message):
     PIL.Image.new(mode, size).save(tmp_path / "mask.png")
     with pytest.raises(UserError, match=f"it is a mask of .*{message}|it is a mask of {message}"):
-        decode_mask(str(tmp_path / "mask.png"), (4, 4), (4, 4), "it")
+        decode_mask(str(tmp_path / "mask.png"), crop(4, 4), (4, 4), "it")
