@@ -19,6 +19,7 @@ import ml_collections
 
 import jaxssl
 from jaxssl import distributed
+from jaxssl.data.examples import identity_differences
 from jaxssl.errors import UserError
 
 _CONFIG = "config.json"
@@ -177,11 +178,7 @@ def _check_same_run(
             "another --workdir, or undo these changes (only run.* may change)."
         )
     before = read_info(workdir).get("data", {})
-    other = [
-        f"{key}: {before.get(key)!r} -> {data[key]!r}"
-        for key in data
-        if before.get(key) != data[key]
-    ]
+    other = identity_differences(before, data)
     if other:
         raise UserError(
             f"{workdir} holds a run on other data ({'; '.join(other)}): choose another --workdir, "

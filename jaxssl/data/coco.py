@@ -141,10 +141,10 @@ def _parsed(path: pathlib.Path, modified: int, size: int) -> Annotations:
 def _annotations(content: dict[str, Any], path: pathlib.Path) -> Annotations:
     categories = _unique(content["categories"], "id", "name", "categories", path)
     numbers = {identity: number for number, identity in enumerate(sorted(categories))}
-    images = sorted(content["images"], key=lambda image: composed(image["file_name"]))
+    images = [{**image, "file_name": _relative(image, path)} for image in content["images"]]
     _unique(images, "id", "file_name", "images", path)
-    tidy = [{**image, "file_name": _relative(image, path)} for image in images]
-    _unique(tidy, "file_name", "id", "images", path)
+    _unique(images, "file_name", "id", "images", path)
+    images.sort(key=lambda image: composed(image["file_name"]))
     sizes = np.array([(i["height"], i["width"]) for i in images], np.int32).reshape(-1, 2)
     if sizes.size and sizes.min() < 1:
         bad = images[int(np.argmin(sizes.min(axis=1)))]
@@ -175,7 +175,7 @@ def _annotations(content: dict[str, Any], path: pathlib.Path) -> Annotations:
     kept = (inside[:, 2:] > inside[:, :2]).all(axis=1)
     return Annotations(
         categories={identity: composed(name) for identity, name in categories.items()},
-        files=tuple(image["file_name"] for image in tidy),
+        files=tuple(image["file_name"] for image in images),
         sizes=sizes,
         boxes=corners[kept],
         labels=np.array(labels, np.int32)[order][kept],

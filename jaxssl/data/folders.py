@@ -26,6 +26,7 @@ from jaxssl.data.walk import (
     files_beside_folders,
     folders_in,
     images_in,
+    is_image,
     merged,
 )
 from jaxssl.errors import UserError
@@ -198,9 +199,9 @@ def folder_source(
     canonical = Canonical.from_config(config)
     passed_over = found.passed_over
     if part != data_root(config):
-        beside = files_beside_folders(data_root(config), images=True)
-        beside = {f"{key} beside {part.name}/": count for key, count in beside.items()}
-        passed_over = merged(passed_over, beside)
+        beside = files_beside_folders(data_root(config))
+        pictures = {f"{key} beside {part.name}/": n for key, n in beside.items() if is_image(key)}
+        passed_over = merged(passed_over, pictures)
     if not found.files:
         counted = ", ".join(passed_over) or "nothing"
         raise UserError(
@@ -256,7 +257,7 @@ def open_class_folders(config: ConfigDict, published: str) -> FolderSource:
             f"{len(empty)} classes of {part} have no images, the first being {empty[0]!r}: add "
             "images, or remove the folder."
         )
-    loose = files_beside_folders(part, images=False)
+    loose = files_beside_folders(part)
     found = Found(
         [file for one in of_class for file in one.files],
         merged(

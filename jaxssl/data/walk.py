@@ -65,7 +65,7 @@ def images_in(folder: pathlib.Path) -> Found:
         for entry in entries_in(waiting.pop()):
             path = pathlib.Path(entry.path)
             if entry.name in LEFTOVERS and entry.is_dir():
-                passed_over[f"{entry.name}/"] += sum(len(names) for _, _, names in os.walk(path))
+                passed_over[f"{entry.name}/"] += _files_below(path)
             elif entry.name.startswith("."):
                 passed_over["hidden"] += is_image(path) and entry.is_file()
             elif not entry.is_dir():
@@ -125,16 +125,19 @@ def folders_in(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     return found
 
 
-def files_beside_folders(folder: pathlib.Path, *, images: bool) -> Counts:
-    """How many visible files lie in the folder itself, by suffix; ``images``: only images."""
-    names = [
-        entry.name
-        for entry in entries_in(folder)
-        if entry.is_file() and not entry.name.startswith(".")
-    ]
-    suffixes = (os.path.splitext(name)[1].lower() or NO_SUFFIX for name in names)
-    kept = zip(names, suffixes, strict=True)
-    return collections.Counter(suffix for name, suffix in kept if is_image(name) or not images)
+def files_beside_folders(folder: pathlib.Path) -> Counts:
+    """How many visible files lie in the folder itself, by suffix, and how many in `LEFTOVERS`."""
+    counts: collections.Counter[str] = collections.Counter()
+    for entry in entries_in(folder):
+        if entry.name in LEFTOVERS and entry.is_dir():
+            counts[f"{entry.name}/"] += _files_below(pathlib.Path(entry.path))
+        elif entry.is_file() and not entry.name.startswith("."):
+            counts[pathlib.Path(entry.name).suffix.lower() or NO_SUFFIX] += 1
+    return +counts
+
+
+def _files_below(folder: pathlib.Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(folder))
 
 
 def _identity(folder: pathlib.Path) -> tuple[int, int]:

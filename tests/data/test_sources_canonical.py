@@ -1,11 +1,19 @@
 """The canonical size: what becomes of images, boxes and masks."""
 
+import dataclasses
+import io
+
 import numpy as np
 import PIL.Image
 import pytest
+from batches import assert_same_batch, everything
+from ml_collections import ConfigDict
 
+from jaxssl.corruptions.apply import corruption_group
 from jaxssl.data.canonical import Canonical, canonical_boxes, padded_boxes, resize
-from jaxssl.data.decoding import decode_mask
+from jaxssl.data.decoding import decode_image, decode_mask
+from jaxssl.data.sources import check_view_size, load
+from jaxssl.data.splits import corrupted
 from jaxssl.errors import UserError
 
 
@@ -96,6 +104,94 @@ def test_a_box_stays_around_what_it_surrounds(height, width, size):
         centroid = np.sum(profile * (np.arange(size) + 0.5)) / profile.sum()
         assert profile.sum() == pytest.approx(stop - start, abs=0.1)
         assert centroid == pytest.approx((start + stop) / 2, abs=0.05)
+
+
+# Letterbox.
+
+
+def box(height, width):
+    return dataclasses.replace(crop(height, width), fit="letterbox")
+
+
+@pytest.mark.parametrize(
+    ("size", "content"),
+    [((40, 20), (16, 8)), ((20, 40), (8, 16)), ((9, 9), (16, 16)), ((300, 7), (16, 1))],
+)
+def test_a_letterboxed_picture_lies_whole_in_the_top_left_corner(size, content):
+    pixels = np.random.default_rng(0).integers(1, 256, (*size, 3), np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG")
+    found = decode_image(file.getvalue(), box(16, 16), 3, "it")
+    assert (found.size, found.content) == (size, content)
+    whole = PIL.Image.fromarray(pixels).resize(content[::-1], PIL.Image.Resampling.BICUBIC)
+    expected = np.zeros((16, 16, 3), np.uint8)
+    expected[: content[0], : content[1]] = whole
+    np.testing.assert_array_equal(found.pixels, expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 97), (83, 60)])
+def test_boxes_and_masks_follow_a_letterboxed_picture(height, width):
+    y0, x0, y1, x1 = height // 3, width // 3, height * 2 // 3, width * 2 // 3
+    classes = np.zeros((height, width), np.uint8)
+    classes[y0:y1, x0:x1] = 7
+    file = io.BytesIO()
+    PIL.Image.fromarray(classes).save(file, "PNG")
+    canonical = box(24, 24)
+    mask = decode_mask(file.getvalue(), canonical, (height, width), "it")
+    rows, columns = canonical.place((height, width)).content
+    assert (mask[rows:] == 255).all()
+    assert (mask[:, columns:] == 255).all()
+    assert set(np.unique(mask[:rows, :columns])) == {0, 7}
+    given = np.array([[y0, x0, y1, x1], [0, 0, height, width]], float)
+    boxes, labels = canonical_boxes(given, np.arange(2), (height, width), canonical)
+    assert labels.tolist() == [0, 1]
+    np.testing.assert_allclose(boxes[1], [0, 0, rows, columns], rtol=1e-6)
+    ys, xs = np.nonzero(mask == 7)
+    inside = [ys.min(), xs.min(), ys.max() + 1, xs.max() + 1]
+    np.testing.assert_allclose(boxes[0], inside, atol=0.5)
+
+
+def test_batches_say_where_the_picture_is(data_config, folder):
+    for fit in ("crop", "letterbox"):
+        config = data_config("folder", folder, 8, fit=fit)
+        kept, lazy = load(config, "train"), load(config, "train", memory_limit_bytes=0)
+        assert_same_batch(everything(kept), everything(lazy))
+        batch = everything(kept.take(np.arange(3, 15)))
+        for image, content, size in zip(
+            batch["image"], batch["content"], batch["original_size"], strict=True
+        ):
+            share = size / size.max() if fit == "letterbox" else 1
+            np.testing.assert_array_equal(content, np.rint(8 * share * np.ones(2)))
+            assert not image[content[0] :].any()
+            assert not image[:, content[1] :].any()
+    digits = everything(load(data_config("digits", fit="letterbox"), "test"))
+    assert (digits["content"] == 8).all()
+
+
+def test_fits_that_do_not_go_together_are_refused(data_config, folder):
+    with pytest.raises(UserError, match=r"--config\.data\.fit='stretch' is unknown"):
+        load(data_config("folder", folder, 8, fit="stretch"), "train")
+    config = data_config("saturation", fit="letterbox")
+    config.compose = {"examples": 4, "side": 1, "bits": 3, "seed": 0}
+    with pytest.raises(UserError, match=r"--config\.data\.fit=letterbox is not for 'saturation'"):
+        load(config, "train")
+    whole = ConfigDict({"corruption": corruption_group(), "views": {"view1": {"size": 8}}})
+    whole.corruption.name = "gamma"
+    source = load(data_config("folder", folder, 8, fit="letterbox"), "train")
+    for order in ("corrupt_aug", "no_aug"):
+        whole.corruption.order = order
+        with pytest.raises(UserError, match=r"name=gamma before augmentation .*fit=crop, or"):
+            corrupted(source, whole)
+    whole.corruption.order = "aug_corrupt"
+    assert corrupted(source, whole) is source
+
+
+def test_views_larger_than_the_images_are_refused_where_sizes_vary(data_config, folder):
+    source = load(data_config("folder", folder, 8, validation_fraction=0.5), "train")
+    check_view_size(source, 8)
+    with pytest.raises(UserError, match=r"data\.image_size=8 is below the 9 pixels .*at least 9"):
+        check_view_size(source, 9)
+    check_view_size(load(data_config("digits"), "train"), 32)
 
 
 # Masks.

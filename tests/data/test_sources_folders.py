@@ -31,11 +31,9 @@ def assert_kept_is_lazy(config, split="train"):
 # A test part where there is none.
 
 
-def test_a_test_part_is_cut_from_a_set_with_only_a_train_split(data_config, folder):
-    root = folder / "train" / ".." / "only"
-    if not root.exists():
-        root.mkdir()
-        (root / "train").symlink_to(folder / "train")
+def test_a_test_part_is_cut_from_a_set_with_only_a_train_split(data_config, folder, tmp_path):
+    root = tmp_path
+    (root / "train").symlink_to(folder / "train")
     config = data_config("folder", root, 8, test_fraction=1 / 3, validation_fraction=0.25)
     parts = {s: load(config, s) for s in ("train", "validation", "test")}
     # Of 18, entry i goes iff the multiple of 1/3 passes an integer: 2, 5, 8 ...
