@@ -20,6 +20,7 @@ import ml_collections
 
 import jaxssl
 from jaxssl import distributed
+from jaxssl.data.examples import identity_differences
 from jaxssl.errors import UserError
 from jaxssl.run_lock import ASIDE, LOCK, RunLock
 from jaxssl.storage import (
@@ -261,12 +262,8 @@ def _check_same_run(
     info = read_info(workdir)
     before = info.get("data", {})
     # What an older format did not note cannot be compared.
-    noted = before if info["format"] < FORMAT else data
-    other = [
-        f"{key}: {before.get(key)!r} -> {data[key]!r}"
-        for key in data
-        if key in noted and before.get(key) != data[key]
-    ]
+    noted = {key: data[key] for key in data if key in before}
+    other = identity_differences(before, noted if info["format"] < FORMAT else data)
     if other:
         raise UserError(
             f"{workdir} holds a run on other data ({'; '.join(other)}): choose another --workdir, "
