@@ -222,14 +222,29 @@ def train_batches(
         has fewer images than a batch.
     """
     blocks = _blocks(source, batch_size, process_index, process_count)
+    check_distinct(source, batch_size)
+    read = _TrainReader(source, data_seed)
+    return Batches(_dataset(read, blocks, start_step, num_steps, prefetch, workers))
+
+
+def check_distinct(source: Source, batch_size: int) -> None:
+    """Refuses a training batch that would hold an image twice wherever it lies.
+
+    `train_batches` does so too; a program asks before it makes a directory.
+
+    Args:
+      source: training examples.
+      batch_size: global batch size.
+
+    Raises:
+      UserError: if the batch is larger than the set.
+    """
     if batch_size > len(source):
         raise UserError(
             f"--config.batch_size={batch_size} is more than the {len(source)} images of "
             f"{source.name}, so that a batch would hold an image twice: it must be at most "
             f"{len(source)}."
         )
-    read = _TrainReader(source, data_seed)
-    return Batches(_dataset(read, blocks, start_step, num_steps, prefetch, workers))
 
 
 def eval_batches(
