@@ -19,7 +19,7 @@ from jaxssl.training.step import make_epoch_hook
 
 def test_epochs_of_batches_that_straddle():
     cadence = Cadence(
-        stop=10, batch_size=4, num_examples=10, log=3, save=5, save_minutes=0, monitor=0
+        stop=10, batch_size=4, num_examples=10, log=3, save=5, save_minutes=0.0, monitor=0
     )
     assert [cadence.epoch(step) for step in range(6)] == [0, 0, 0, 1, 1, 2]
     assert [step for step in range(10) if cadence.starts_epoch(step)] == [0, 3, 5, 8]
@@ -27,7 +27,7 @@ def test_epochs_of_batches_that_straddle():
 
 def test_due_at_multiples_and_at_the_end():
     cadence = Cadence(
-        stop=10, batch_size=4, num_examples=10, log=3, save=5, save_minutes=0, monitor=0
+        stop=10, batch_size=4, num_examples=10, log=3, save=5, save_minutes=0.0, monitor=0
     )
     assert [step for step in range(1, 11) if cadence.due(3, step)] == [3, 6, 9, 10]
     assert not any(cadence.due(0, step) for step in range(1, 11))
