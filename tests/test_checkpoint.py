@@ -253,7 +253,9 @@ def test_a_checkpoint_of_a_newer_format_is_left_as_it_is(tmp_path, warnings_logg
         (tmp_path / "2" / "leaves.json").unlink(missing_ok=True)
         with Checkpoints(tmp_path, 1, 0) as checkpoints:
             for step in (None, 2):
-                with pytest.raises(UserError, match=r"checkpoint .*2 was written by a newer jaxssl"):
+                with pytest.raises(
+                    UserError, match=r"checkpoint .*2 was written by a newer jaxssl"
+                ):
                     checkpoints.restore(template_of(make_state(0)), step)
             assert checkpoints.restore(template_of(make_state(0)), 1)[0] == 1
         assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
