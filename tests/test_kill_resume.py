@@ -1,10 +1,24 @@
 """A run killed or stopped at random instants ends bit-identical to one that never was."""
 
+import functools
 import pathlib
 import signal
 
 import pytest
 from kill_and_resume import assert_identical, finish, newest, run_with_kills
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """From a method to its run that was left alone."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+
+    @functools.cache
+    def run(method: str) -> pathlib.Path:
+        finish(method, folder / method)
+        return folder / method
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -16,12 +30,11 @@ from kill_and_resume import assert_identical, finish, newest, run_with_kills
         ("simclr", signal.SIGINT, 1),
     ],
 )
-def test_killed_runs_end_bit_identical(method, number, kills, tmp_path: pathlib.Path):
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    finish(method, undisturbed)
+def test_killed_runs_end_bit_identical(method, number, kills, undisturbed, tmp_path):
+    whole, killed = undisturbed(method), tmp_path / "killed"
     report = run_with_kills(method, killed, kills, seed=1, number=number)
     print(report)
     assert report.kills == kills
     assert max(report.restored_from) > 0 or kills == 1
-    assert newest(killed) == newest(undisturbed) > max(report.restored_from)
-    assert_identical(killed, undisturbed)
+    assert newest(killed) == newest(whole) > max(report.restored_from)
+    assert_identical(killed, whole)

@@ -164,3 +164,14 @@ def test_a_foreign_directory_gets_no_lock(tmp_path):
     with pytest.raises(UserError, match="not empty and no run"), owned(tmp_path):
         pytest.fail("entered")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_start_that_is_refused_leaves_no_directory(tmp_path):
+    def refused():
+        with owned(tmp_path / "a" / "run"):
+            assert (tmp_path / "a" / "run" / LOCK).exists()
+            raise UserError("mend this")
+
+    with pytest.raises(UserError, match="mend"):
+        refused()
+    assert not (tmp_path / "a" / "run").exists()
