@@ -28,6 +28,7 @@ from jaxssl.storage import (
     as_path,
     check_writable,
     half_written,
+    is_local,
     read_json,
     write_json,
 )
@@ -178,10 +179,12 @@ def owned(workdir: Path) -> Iterator[None]:
         a process does not see what process 0 wrote there.
     """
     lock: RunLock | None = None
+    made = False
 
     def take() -> str:
-        nonlocal lock
+        nonlocal lock, made
         _check_ours(workdir)
+        made = not workdir.exists()
         workdir.mkdir(parents=True, exist_ok=True)
         lock = RunLock(workdir)
         return lock.acquire()
@@ -194,6 +197,9 @@ def owned(workdir: Path) -> Iterator[None]:
     finally:
         if lock is not None:
             lock.release()
+        if made and is_local(workdir):
+            with contextlib.suppress(OSError):
+                workdir.rmdir()  # only what is empty: nothing is left of a start that was refused
 
 
 def _unseen(workdir: Path, token: str) -> str | None:

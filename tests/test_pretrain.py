@@ -160,7 +160,7 @@ def test_refuses_a_foreign_directory(tmp_path):
         ({"hyper.learning_rate": float("nan")}, r"hyper.learning_rate=nan cannot be"),
         ({"batch_size": 0}, r"batch_size=0 cannot be"),
         ({"batch_size": 100_000}, r"batch_size=100000 leaves no step"),
-        ({"batch_size": 63, "run.num_devices": 2}, r"batch_size 63 does not divide over 2 dev"),
+        ({"batch_size": 63, "run.num_devices": 2}, r"batch_size=63 does not divide over 2 dev"),
         ({"run.num_devices": 99}, r"99 devices were asked for but 8 are visible"),
         ({"data_seed": 2**32}, r"data_seed=4294967296 is out of range"),
         ({"method.name": "simclr2"}, r"method.name='simclr2' is unknown: .*moco_v2, simclr, sup"),

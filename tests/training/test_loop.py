@@ -1,20 +1,32 @@
 """Cadence, the reporter, and the hook that runs before an epoch."""
 
+import dataclasses
+import os
+import signal
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 from tiny import Run, config_for
 
+from jaxssl import cli, linear_probe
 from jaxssl.checkpoint import CheckpointReader
 from jaxssl.distributed import data_mesh
 from jaxssl.errors import UserError
+from jaxssl.evaluation import probe
+from jaxssl.interruption import Interrupted, Interruption
 from jaxssl.methods import METHODS
 from jaxssl.methods.method import Bank
 from jaxssl.methods.simclr import SimCLR
 from jaxssl.pretrain import pretrain
 from jaxssl.reporting import MetricWriter, Progress, read_metrics
-from jaxssl.training.loop import Cadence, Reporter
+from jaxssl.run_directory import owned
+from jaxssl.training import loop
+from jaxssl.training.loop import Cadence, Reporter, SaveClock
 from jaxssl.training.state import merge, traced_scalars
 from jaxssl.training.step import make_epoch_hook
 
@@ -119,3 +131,119 @@ def test_the_loop_calls_the_hook_once_an_epoch_and_a_resumed_run_does_not_call_i
     assert int(whole.rest["seen"][...]) == 123
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def short(**changes):
+    config = config_for("simclr")
+    with config.unlocked():
+        config.update_from_flattened_dict(
+            {
+                "run.stop_step": 8,
+                "run.checkpoint_every_steps": 5,
+                "run.log_every_steps": 2,
+                "run.num_devices": 1,
+                "evals.knn.every": 0.0,
+            }
+            | changes
+        )
+    return config
+
+
+def losses(workdir):
+    return [(row["step"], row["loss"]) for row in read_metrics(workdir)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("loop") / "undisturbed"
+    pretrain(short(), workdir)
+    return workdir
+
+
+def test_a_signal_loses_no_step_and_the_rows_go_on(undisturbed, tmp_path, monkeypatch):
+    write, begun = MetricWriter.write, []
+
+    def write_and_signal(self, step, metrics):
+        write(self, step, metrics)
+        if not begun:
+            begun.append(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)  # the thread that listens is another
+
+    monkeypatch.setattr(MetricWriter, "write", write_and_signal)
+    with pytest.raises(Interrupted, match=r"it got SIGTERM: step 3 is saved") as caught:
+        pretrain(short(), tmp_path / "run")
+    assert caught.value.status == 143
+    assert CheckpointReader(tmp_path / "run" / "checkpoints").steps() == [3]
+    assert losses(tmp_path / "run") == losses(undisturbed)[:1]
+    assert not (tmp_path / "run" / "lock.json").exists()
+    assert int(pretrain(short(), tmp_path / "run").step) == 8
+    assert losses(tmp_path / "run") == losses(undisturbed)
+
+
+def test_a_signal_before_the_first_step_waits_for_no_compilation(tmp_path, monkeypatch):
+    monkeypatch.setattr(Interruption, "stop_requested", True)
+    monkeypatch.setattr(Interruption, "_reason", "it got SIGTERM", raising=False)
+    with pytest.raises(Interrupted, match="no step was done"):
+        pretrain(short(), tmp_path / "run")
+    assert CheckpointReader(tmp_path / "run" / "checkpoints").steps() == []
+
+
+def test_an_output_that_closes_is_a_reason_to_stop_too(tmp_path, monkeypatch):
+    def show(self, step):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Progress, "_show", show)
+    with pytest.raises(Interrupted, match=r"output was closed: step 3 is saved") as caught:
+        pretrain(short(), tmp_path / "run")
+    assert caught.value.status == 141
+
+
+def test_saves_by_the_clock(undisturbed, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    cadence = Cadence.from_config(short(**{"run.save_every_minutes": 2.0}), 1000, 50)
+    clock = SaveClock(cadence)
+    now[0] = 119.0
+    assert not clock.due(1)
+    now[0] = 120.0
+    assert clock.due(2)
+    clock.saved()
+    assert not clock.due(3)
+    assert not SaveClock(dataclasses.replace(cadence, save_minutes=0.0)).due(1)
+    monkeypatch.undo()
+    pretrain(short(**{"run.save_every_minutes": 1e-9, "run.keep_last": 9}), tmp_path / "run")
+    assert CheckpointReader(tmp_path / "run" / "checkpoints").steps() == list(range(1, 9))
+    assert losses(tmp_path / "run") == losses(undisturbed)
+
+
+def test_a_run_that_goes_on_is_left_alone_by_a_second_start(undisturbed):
+    before = (undisturbed / "metrics.jsonl").read_bytes()
+    with owned(undisturbed), pytest.raises(UserError, match=f"in use by process {os.getpid()} "):
+        pretrain(short(), undisturbed)
+    assert (undisturbed / "metrics.jsonl").read_bytes() == before
+
+
+def test_finished_reads_well_where_fewer_steps_are_asked_for(undisturbed, capsys):
+    pretrain(short(), undisturbed)
+    assert "is finished: step 8 of 8." in capsys.readouterr().out
+    pretrain(short(**{"run.stop_step": 3}), undisturbed)
+    said = capsys.readouterr().out
+    assert "is finished: it has 8 steps and --config.run.stop_step asks for 3." in said
+
+
+def test_a_probe_prints_before_it_writes(undisturbed, monkeypatch, capsys):
+    (undisturbed / "evaluations").touch()  # where a directory should be
+    settings = probe.default_config()
+    settings.update_from_flattened_dict({"sgd.epochs": 0, "lbfgs.l2_grid": (0.1,)})
+    values = flags.FlagValues()
+    flags.DEFINE_string("run", str(undisturbed), "", flag_values=values)
+    flags.DEFINE_integer("step", None, "", flag_values=values)
+    flags.DEFINE_bool("baselines", False, "", flag_values=values)
+    config_flags.DEFINE_config_dict("probe", settings, flag_values=values, sys_argv=[""])
+    values.mark_as_parsed()
+    monkeypatch.setattr(linear_probe, "check_neighbours", lambda *_: None)
+    with pytest.raises((NotADirectoryError, FileExistsError)) as caught:
+        linear_probe._main(values)
+    assert "Top-1 on 360 test images" in capsys.readouterr().out
+    assert cli._explain(caught.value)[1].startswith(("a file lies", "something else lies"))
