@@ -167,6 +167,12 @@ CASES = {
         constants=("epsilon",),
         fixed={"iterations": 3},
     ),
+    "cross_view_entropy": Case(
+        losses.cross_view_entropy,
+        {"scores": (4, 3, 5), "targets": (2, 3, 5)},
+        {"temperature": 0.4},
+        live=("scores",),
+    ),
     "swapped_prediction": Case(
         losses.swapped_prediction,
         dict.fromkeys(("scores1", "scores2", "assignments1", "assignments2"), (4, 3)),

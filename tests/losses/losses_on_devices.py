@@ -106,6 +106,7 @@ def _without_tiles(key) -> dict[str, Callable]:
     chosen["swd_few"] = _few_projections
     chosen["barlow"] = _on_pair(partial(losses.barlow_twins, off_diagonal_weight=0.1))
     chosen["sinkhorn"] = lambda parameters, z1, z2, batch, axis_name: _sinkhorn(z1, z2, axis_name)
+    chosen["multi_crop"] = _multi_crop
     chosen["prototypes"] = _prototypes
     chosen["reconstruction"] = _reconstruction
     return chosen
@@ -144,6 +145,11 @@ def _few_projections(parameters, z1, z2, batch, axis_name):
     return losses.sliced_wasserstein(
         z1, key=jax.random.key(4), prior="normal", num_projections=5, axis_name=axis_name
     )
+
+
+def _multi_crop(parameters, z1, z2, batch, axis_name):
+    scores, targets = jnp.stack([z1, z2, z1 * z2]), jax.nn.softmax(jnp.stack([z2 - z1, z1]))
+    return losses.cross_view_entropy(scores, targets, temperature=0.5, axis_name=axis_name)
 
 
 def _prototypes(parameters, z1, z2, batch, axis_name):
