@@ -45,7 +45,7 @@ def test_nothing_masked_is_no_loss():
     assert losses.masked_reconstruction(prediction, target, mask, normalize_target=False) == 0
 
 
-def test_one_value_a_patch_cannot_be_normalised():
+def test_one_value_a_patch_is_refused():
     x = jnp.ones((1, 3, 1))
     with pytest.raises(ValueError, match="no variance"):
         losses.masked_reconstruction(x, x, jnp.ones((1, 3), bool), normalize_target=True)

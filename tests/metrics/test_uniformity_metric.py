@@ -75,7 +75,7 @@ def test_one_point_is_zero_and_self_pairs_do_not_count():
     assert np.isfinite(uniformity(np.float32([[0, 0], [-1, 0]])))
 
 
-def test_what_cannot_be_is_refused():
+def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="at least 2"):
         unchecked(uniformity)(np.ones((1, 3), np.float32))
     with pytest.raises(ValueError, match="t=0"):
