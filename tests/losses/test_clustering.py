@@ -1,14 +1,14 @@
 """Prototype losses against their formulas."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick_compilation import quick_jit
+from quick_compilation import AtOnce, at_once, once, quick_jit
 
-from jaxssl import losses
+import jaxssl.losses
+
+losses = AtOnce(jaxssl.losses)
 
 
 def draw(*shape, seed=0):
@@ -59,7 +59,7 @@ def test_sinkhorn_scales_rows_last_and_takes_a_traced_count():
     def run(iterations):
         return losses.sinkhorn_knopp(scores, epsilon=0.3, iterations=iterations)
 
-    np.testing.assert_allclose(jax.jit(run)(3), run(3), rtol=1e-6)
+    np.testing.assert_allclose(quick_jit(run)(3), run(3), rtol=1e-6)
     with pytest.raises(ValueError, match="iterations=0"):
         run(0)
 
@@ -70,7 +70,7 @@ def test_sinkhorn_of_a_traced_count_takes_part_in_a_gradient():
     def loss(scores, epsilon, iterations):
         return losses.sinkhorn_knopp(scores, epsilon=epsilon, iterations=iterations)[0, 0]
 
-    slopes = jax.jit(jax.grad(loss, (0, 1)))(jnp.float32(draw(12, 4)), 0.3, 3)
+    slopes = quick_jit(jax.grad(loss, (0, 1)))(jnp.float32(draw(12, 4)), 0.3, 3)
     for slope in slopes:
         np.testing.assert_array_equal(slope, 0)
 
@@ -96,7 +96,7 @@ def views_of(views, global_views):
     return draw(views, 3, 4), draw(global_views, 3, 4, seed=1)
 
 
-@functools.cache
+@once
 def clustering():
     """(loss, views, targets) -> its value and its gradients, all in one compilation."""
 
@@ -162,7 +162,7 @@ def test_prototype_cross_entropy_ignores_the_unassigned():
 
 
 def test_prototype_cross_entropy_without_any_assignment():
-    loss = jax.value_and_grad(losses.prototype_cross_entropy)
+    loss = at_once(jax.value_and_grad(losses.prototype_cross_entropy))
     value, slope = loss(jnp.float32(draw(5, 4)), jnp.full(5, -1), temperature=0.2)
     assert value == 0
     np.testing.assert_array_equal(slope, 0)

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import scipy.spatial.distance
 import scipy.special
+from quick_compilation import at_once
 from support import unchecked
 
-from jaxssl.metrics.uniformity import uniformity
+import jaxssl.metrics
+
+uniformity = at_once(jaxssl.metrics.uniformity)
 
 
 def reference(f, t):
@@ -77,6 +80,6 @@ def test_one_point_is_zero_and_self_pairs_do_not_count():
 
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="at least 2"):
-        unchecked(uniformity)(np.ones((1, 3), np.float32))
+        unchecked(jaxssl.metrics.uniformity)(np.ones((1, 3), np.float32))
     with pytest.raises(ValueError, match="t=0"):
         uniformity(np.ones((2, 3), np.float32), 0.0)
