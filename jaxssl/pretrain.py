@@ -30,8 +30,10 @@ from jaxssl.augment.policies import (
 )
 from jaxssl.checkpoint import Checkpoints
 from jaxssl.data.examples import Source, abstract_batch, identity
-from jaxssl.data.pipeline import Batches, train_batches
+from jaxssl.data.pipeline import Batches, check_distinct, repeats, train_batches
+from jaxssl.data.sources import check_view_size
 from jaxssl.data.splits import Splits
+from jaxssl.data.summary import describe
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.evals import Evaluation, make_evals
 from jaxssl.interruption import Interruption
@@ -69,14 +71,15 @@ def pretrain(
     """
     config = resolve(config)
     workdir = place(workdir)
+    data = "data from Python" if sources is not None else config.data.name
+    print_first(f"pretraining {config.method.name} on {data} in {workdir}")
     distributed.check_launched(config.run.distributed)
     if config.run.distributed:
         distributed.initialize()
-    set_name = "data from Python" if sources is not None else config.data.name
-    say(f"pretraining {config.method.name} on {set_name} in {workdir}")
     plan = make_plan(config, sources)
-    say(plan.in_words())
-    data = identity(plan.source) | {"from_python": sources is not None}
+    for line in plan.in_words(config, sources is None):
+        say(line)
+    content = identity(plan.source) | {"from_python": sources is not None}
     with (
         # Last of all, so that bad input leaves no directory behind.
         owned(workdir),
@@ -85,7 +88,7 @@ def pretrain(
             workdir / "checkpoints", config.run.keep_last, config.run.keep_every_steps
         ) as checkpoints,
     ):
-        changed = claim(workdir, config, data, plan.blueprint.spec.to_json())
+        changed = claim(workdir, config, content, plan.blueprint.spec.to_json())
         state, restored = restore_or_create(
             plan.blueprint, config.init_seed, checkpoints, plan.mesh
         )
@@ -98,7 +101,7 @@ def pretrain(
             say(f"resuming {workdir} from step {start} of {stop}")
             for clause in changed:
                 say(f"computed otherwise than before: {clause}")
-            note_resumption(workdir, config, data, plan.blueprint.spec.to_json(), start)
+            note_resumption(workdir, config, content, plan.blueprint.spec.to_json(), start)
         step = announced(plan, config)
         lead = jax.process_index() == 0
         alone = jax.process_count() == 1
@@ -137,6 +140,7 @@ class Plan:
     Attributes:
       mesh: the devices.
       source: what is trained on.
+      opened: all splits that were opened, by name.
       blueprint: the method and its optimizer.
       step: the jitted `Step`.
       epoch_hook: what the method does before an epoch, or None.
@@ -146,6 +150,7 @@ class Plan:
 
     mesh: Mesh
     source: Source
+    opened: Mapping[str, Source]
     blueprint: Blueprint
     step: Any
     epoch_hook: EpochHook | None
@@ -166,14 +171,32 @@ class Plan:
             workers=config.run.workers,
         )
 
-    def in_words(self) -> str:
-        """Data, devices and parameters in one line."""
+    def in_words(self, config: ConfigDict, from_config: bool) -> list[str]:
+        """Data, repeated images, devices and parameters, one line each.
+
+        Args:
+          config: of the run.
+          from_config: whether the data are ``config.data``'s.
+        """
+        data = config.data.copy_and_resolve_references()
+        data.name = data.name if from_config else ""
         shapes = jax.tree.leaves(self.blueprint.abstract(self.mesh).params)
         kind = self.mesh.devices.flat[0].device_kind
-        return (
-            f"{len(self.source):,} images of {self.source.name}; "
-            f"{sum(leaf.size for leaf in shapes):,} parameters; {self.mesh.size} x {kind}"
-        )
+        parameters = sum(leaf.size for leaf in shapes)
+        devices = f"{self.mesh.size} x {kind}"
+        lines = [
+            f"data: {describe(self.opened, data)}",
+            f"model: {config.encoder.name}, {parameters:,} parameters in all; devices: {devices}",
+        ]
+        steps = self.blueprint.spec.total_steps
+        found = repeats(len(self.source), config.batch_size, config.data_seed, steps)
+        if found.batches:
+            lines.append(
+                f"{found.batches:,} of {steps:,} batches straddle two epochs and hold "
+                f"{found.images:.1f} images twice on average: a batch-wise loss takes such a pair "
+                "for two images"
+            )
+        return lines
 
 
 def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
@@ -186,6 +209,8 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
     distributed.check_batch_size(config.batch_size, mesh)
     splits = splits_of(config, sources)
     source = splits["pretrain"]
+    check_view_size(source, config.views.global_crops.size)
+    check_distinct(source, config.batch_size)
     check_policy(config.views, config.hyper, *source.image_shape[:2])
     with missing_in_words(config):
         policy = policy_of(config)
@@ -210,6 +235,7 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
     return Plan(
         mesh=mesh,
         source=source,
+        opened=splits.opened(),
         blueprint=blueprint,
         step=step,
         epoch_hook=make_epoch_hook(blueprint, schedules, mesh) if hooked else None,
@@ -260,6 +286,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
       UserError: naming the first value that is out of range.
     """
     config = config.copy_and_resolve_references()
+    config.data.data_dir = absolute(config.data.data_dir)
+    if "digits_dir" in config.data.get("compose", {}):
+        config.data.compose.digits_dir = absolute(config.data.compose.digits_dir)
     for name in ("init_seed", "data_seed"):
         used = "seed" if config[name] == UNSET else name
         config[name] = check_seed(f"--config.{used}", config[used])
@@ -278,6 +307,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
     )
     recipes(config.views)
     return config
+
+
+def absolute(folder: str) -> str:
+    """Where data lie, whatever the working directory of a later start; "" stays."""
+    return os.path.abspath(os.path.expanduser(folder)) if folder and "://" not in folder else folder
 
 
 def check_hyper(hyper: ConfigDict, epochs: float, readers: Mapping[str, Ranges]) -> None:
@@ -357,6 +391,12 @@ def restore_or_create(
     if found := checkpoints.restore_newest(blueprint.abstract(mesh)):
         return found[1], True
     return blueprint.create(init_seed, mesh), False
+
+
+def print_first(text: str) -> None:
+    """One line at once, before anything asks for a device: process 0 is told by its launcher."""
+    if os.environ.get("JAX_PROCESS_ID", "0") == "0":
+        print(text, flush=True)
 
 
 def say(text: str) -> None:

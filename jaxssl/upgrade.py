@@ -53,7 +53,7 @@ def upgrade_config(content: Mapping[str, Any]) -> dict[str, Any]:
     """``config.json`` of any format up to today's, in today's form.
 
     Args:
-      content: with ``config``, and ``format`` unless it is 1. Taken as JSON: lists, no tuples.
+      content: with ``config``, and ``format`` unless it is 1. As JSON has it: lists, no tuples.
 
     Returns:
       The same with today's ``config``; ``format`` stays the one it was written in.

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from jaxssl.augment import bits, spatial
@@ -22,7 +22,7 @@ from jaxssl.augment.views import (
     Draw,
     Views,
     augment_view,
-    evaluation_box,
+    evaluation_boxes,
     evaluation_view,
     gather_views,
     multi_view,
@@ -38,6 +38,7 @@ from jaxssl.ranges import NON_NEGATIVE, SHARE, Range, Ranges, check_ranges, valu
 Batch = Mapping[str, Any]
 Hyper = Mapping[str, Any]
 Policy = Callable[[Batch, Hyper], Views]
+Pixels = Int[Array, ""] | int
 Boxes = tuple[Float[Array, "4"], Float[Array, "4"]]
 
 
@@ -52,31 +53,31 @@ class Pair:
       erase: what is done to the image of view 1, given the box of view 2; None: nothing.
     """
 
-    boxes: Callable[[Key[Array, ""], int, int, Hyper], Boxes]
+    boxes: Callable[[Key[Array, ""], Pixels, Pixels, Hyper], Boxes]
     hyper: Ranges
     check: Callable[..., None]
     erase: Callable[[Array, Array, Hyper], Array] | None = None
 
 
-def _overlap(key: Key[Array, ""], height: int, width: int, hyper: Hyper) -> Boxes:
+def _overlap(key: Key[Array, ""], height: Pixels, width: Pixels, hyper: Hyper) -> Boxes:
     return spatial.overlap_boxes(key, height, width, overlap=hyper["overlap"])
 
 
-def _overlap_fixed_area(key: Key[Array, ""], height: int, width: int, hyper: Hyper) -> Boxes:
+def _overlap_fixed_area(key: Key[Array, ""], height: Pixels, width: Pixels, hyper: Hyper) -> Boxes:
     return spatial.fixed_area_overlap_boxes(
         key, height, width, overlap=hyper["overlap"], area=hyper["crop_area"]
     )
 
 
-def _patch(key: Key[Array, ""], height: int, width: int, hyper: Hyper) -> Boxes:
+def _patch(key: Key[Array, ""], height: Pixels, width: Pixels, hyper: Hyper) -> Boxes:
     return spatial.patch_boxes(key, height, width, area=hyper["patch_area"])
 
 
-def _exclusive(key: Key[Array, ""], height: int, width: int, hyper: Hyper) -> Boxes:
+def _exclusive(key: Key[Array, ""], height: Pixels, width: Pixels, hyper: Hyper) -> Boxes:
     return spatial.exclusive_boxes(key, height, width, gap=hyper["gap"], min_side=hyper["min_side"])
 
 
-def _non_overlapping(key: Key[Array, ""], height: int, width: int, hyper: Hyper) -> Boxes:
+def _non_overlapping(key: Key[Array, ""], height: Pixels, width: Pixels, hyper: Hyper) -> Boxes:
     return spatial.non_overlapping_boxes(key, height, width, min_side=hyper["min_side"])
 
 
@@ -149,12 +150,11 @@ def paired_view(
       pair: the placing.
     """
     canonical = to_float(batch["image"])
-    height, width = canonical.shape[1:3]
-    seed = hyper["data_seed"]
+    seed, content = hyper["data_seed"], batch["content"]
     pair_keys = jax.vmap(lambda key: jax.random.fold_in(key, int(Draw.PAIR)))(
         view_keys(batch, seed, 0)
     )
-    boxes = jax.vmap(lambda key: pair.boxes(key, height, width, hyper))(pair_keys)
+    boxes = jax.vmap(lambda key, part: pair.boxes(key, part[0], part[1], hyper))(pair_keys, content)
     images = [canonical, canonical]
     if pair.erase is not None:
         erase = pair.erase
@@ -162,7 +162,9 @@ def paired_view(
     return gather_views(
         batch,
         [
-            augment_view(images[view], view_keys(batch, seed, view), augmentation, boxes[view])
+            augment_view(
+                images[view], view_keys(batch, seed, view), augmentation, content, boxes[view]
+            )
             for view, augmentation in enumerate(augmentations)
         ],
     )
@@ -170,12 +172,12 @@ def paired_view(
 
 def plain_view(batch: Batch, augmentations: tuple[Augmentation, ...]) -> Views:
     """As many test-time images as there are recipes: training without augmentation."""
-    rows, (height, width) = batch["image"].shape[0], batch["image"].shape[1:3]
-    upright = jnp.zeros(rows, bool)
+    images, content = batch["image"], batch["content"]
+    upright = jnp.zeros(images.shape[0], bool)
     views = []
     for view in augmentations:
-        box = jnp.tile(evaluation_box(height, width, view.size), (rows, 1))
-        views.append((evaluation_view(batch["image"], view.size), box, upright))
+        box = evaluation_boxes(images.shape[1:3], content, view.size)
+        views.append((evaluation_view(images, content, view.size), box, upright))
     return gather_views(batch, views)
 
 
@@ -300,7 +302,7 @@ def make_clean_view(size: int, finish: Finish) -> Callable[[Batch], Float[Array,
       size: side, pixels.
       finish: see `make_finisher`.
     """
-    return lambda batch: finish(evaluation_view(batch["image"], size), batch, 0)
+    return lambda batch: finish(evaluation_view(batch["image"], batch["content"], size), batch, 0)
 
 
 def make_finisher(corruption: ConfigDict, normalize_by: ConfigDict, randbit: ConfigDict) -> Finish:

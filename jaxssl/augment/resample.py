@@ -146,8 +146,8 @@ _KERNELS = {"bilinear": _triangle, "bicubic": _keys_cubic}
 
 def random_crop_box(
     key: Key[Array, ""],
-    height: int,
-    width: int,
+    height: Int[Array, ""] | int,
+    width: Int[Array, ""] | int,
     *,
     scale: tuple[float, float],
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
@@ -162,7 +162,7 @@ def random_crop_box(
 
     Args:
       key: what the box depends on.
-      height: of the image, pixels.
+      height: of the image, pixels; may be traced, as the width may.
       width: of the image, pixels.
       scale: smallest and largest area of the box as a fraction of the image's, in (0, 1].
       ratio: smallest and largest width / height.
@@ -192,15 +192,10 @@ def random_crop_box(
     # floor(u (n + 1)), as torchvision's randint: each of the n + 1 corners is equally likely.
     corner = jnp.minimum(jnp.floor(place * (room * grid + 1)) / grid, room)
 
-    central = [
-        round(grid * longest) / grid
-        for longest in (min(height, width / ratio[0]), min(width, height * ratio[1]))
-    ]
-    margin = [
-        grid * (full - part) // 2 / grid
-        for full, part in zip((height, width), central, strict=True)
-    ]
+    across = image[::-1] * jnp.array([1 / ratio[0], ratio[1]], dtype=jnp.float32)
+    central = rounded(jnp.minimum(image, across))
+    margin = jnp.floor(grid * (image - central) / 2) / grid
     any_fits = jnp.any(fits)
-    side = jnp.where(any_fits, side, jnp.array(central, dtype=jnp.float32))
-    corner = jnp.where(any_fits, corner, jnp.array(margin, dtype=jnp.float32))
+    side = jnp.where(any_fits, side, central)
+    corner = jnp.where(any_fits, corner, margin)
     return jnp.concatenate([corner, corner + side])

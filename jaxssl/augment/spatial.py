@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxssl.augment import ops
 
+Pixels = Int[Array, ""] | int
 Scalar = Float[Array, ""] | float
 Boxes = tuple[Float[Array, "4"], Float[Array, "4"]]
 
@@ -82,7 +83,7 @@ def _require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def overlap_boxes(key: Key[Array, ""], height: int, width: int, *, overlap: Scalar) -> Boxes:
+def overlap_boxes(key: Key[Array, ""], height: Pixels, width: Pixels, *, overlap: Scalar) -> Boxes:
     """Two crops of random sizes that share exactly the area ``overlap``.
 
     The shared rectangle has an aspect (relative to the image's) log-uniform in [3/4, 4/3] as far as
@@ -115,7 +116,7 @@ def overlap_boxes(key: Key[Array, ""], height: int, width: int, *, overlap: Scal
 
 
 def fixed_area_overlap_boxes(
-    key: Key[Array, ""], height: int, width: int, *, overlap: Scalar, area: Scalar
+    key: Key[Array, ""], height: Pixels, width: Pixels, *, overlap: Scalar, area: Scalar
 ) -> Boxes:
     """Two crops of exactly the area ``area`` that share exactly the area ``overlap``.
 
@@ -210,8 +211,8 @@ def _shared_sides(overlap: Float[Array, ""], shared_width: Float[Array, ""]) -> 
 
 def _placed(
     key: Key[Array, ""],
-    height: int,
-    width: int,
+    height: Pixels,
+    width: Pixels,
     sides: Float[Array, "2 2"],
     shared: Float[Array, "2"],
 ) -> Boxes:
@@ -237,7 +238,7 @@ def _placed(
     return box1, box2
 
 
-def patch_boxes(key: Key[Array, ""], height: int, width: int, *, area: Scalar) -> Boxes:
+def patch_boxes(key: Key[Array, ""], height: Pixels, width: Pixels, *, area: Scalar) -> Boxes:
     """The whole image, and a square of exactly the area ``area`` at a uniform place.
 
     The square is one of pixels, of side sqrt(area H W), also in an image that is not; there its
@@ -251,14 +252,14 @@ def patch_boxes(key: Key[Array, ""], height: int, width: int, *, area: Scalar) -
     """
     image = jnp.array([height, width], jnp.float32)
     side = jnp.sqrt(jnp.asarray(area, jnp.float32) * (height * width))
-    side = jnp.minimum(side, min(height, width))
+    side = jnp.minimum(side, jnp.minimum(height, width))
     corner = ops.product(jax.random.uniform(key, (2,), jnp.float32), image - side)
     square = jnp.concatenate([corner, corner + side])
     return jnp.array([0, 0, height, width], jnp.float32), square
 
 
 def exclusive_boxes(
-    key: Key[Array, ""], height: int, width: int, *, gap: Scalar, min_side: Scalar
+    key: Key[Array, ""], height: Pixels, width: Pixels, *, gap: Scalar, min_side: Scalar
 ) -> Boxes:
     """Two squares that a band of the area ``gap`` keeps apart.
 
@@ -283,7 +284,7 @@ def exclusive_boxes(
     stacked = draws[0] < 0.5
     length = jnp.where(stacked, height, width).astype(jnp.float32)
     across = jnp.where(stacked, width, height).astype(jnp.float32)
-    smallest = ops.product(min_side, jnp.float32(min(height, width)))
+    smallest = ops.product(min_side, jnp.float32(jnp.minimum(height, width)))
     band = ops.product(gap, length)
 
     low, high = smallest, length - band - smallest
@@ -330,7 +331,7 @@ def _square_within(
 
 
 def non_overlapping_boxes(
-    key: Key[Array, ""], height: int, width: int, *, min_side: Scalar
+    key: Key[Array, ""], height: Pixels, width: Pixels, *, min_side: Scalar
 ) -> Boxes:
     """Two squares that share no pixel: `exclusive_boxes` without a gap.
 

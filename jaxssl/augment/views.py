@@ -79,6 +79,7 @@ def augment_view(
     images: Float[Array, "b h w c"],
     keys: Key[Array, " b"],
     augmentation: Augmentation,
+    content: Int[Array, "b 2"],
     boxes: Float[Array, "b 4"] | None = None,
 ) -> tuple[Float[Array, "b size size c"], Float[Array, "b 4"], Bool[Array, " b"]]:
     """One view of each image.
@@ -87,6 +88,8 @@ def augment_view(
       images: float32 in [0, 1].
       keys: one a sample; nothing else decides what is drawn for it.
       augmentation: the recipe.
+      content: height and width of the part of each image, from the top left corner, that holds the
+        picture and that crops are drawn from.
       boxes: crops to make in place of those drawn; all else is drawn as it is without.
 
     Returns:
@@ -101,8 +104,9 @@ def augment_view(
             f"colour jitter and grayscale need RGB images, 3 channels, and these have {channels}: "
             "set jitter_p=0 and grayscale_p=0 in the augmentation."
         )
-    height, width = images.shape[1:3]
-    drawn = jax.vmap(lambda key: draw_view(key, height, width, augmentation))(keys)
+    drawn = jax.vmap(lambda key, part: draw_view(key, part[0], part[1], augmentation))(
+        keys, content
+    )
     if boxes is not None:
         drawn = drawn._replace(box=boxes)
     views = jax.vmap(lambda image, drawn: apply_view(image, drawn, augmentation))(images, drawn)
@@ -128,7 +132,12 @@ class ViewDraw(NamedTuple):
     solarized: Bool[Array, ""]
 
 
-def draw_view(key: Key[Array, ""], height: int, width: int, augmentation: Augmentation) -> ViewDraw:
+def draw_view(
+    key: Key[Array, ""],
+    height: Int[Array, ""] | int,
+    width: Int[Array, ""] | int,
+    augmentation: Augmentation,
+) -> ViewDraw:
     """Draws all that one view needs; every operation has a stream of its own.
 
     So what is drawn for one does not depend on whether another is on, nor on its settings.
@@ -192,8 +201,8 @@ def multi_view(
     """One independent view a recipe: SimCLR's two, BYOL's asymmetric two, multi-crop's many.
 
     Args:
-      batch: ``image`` uint8 [B, H, W, C], ``index``, ``split`` and ``epoch`` int32 [B],
-        ``targets``.
+      batch: ``image`` uint8 [B, H, W, C], ``content`` int32 [B, 2], ``index``, ``split`` and
+        ``epoch`` int32 [B], ``targets``.
       data_seed: seed of the data stream; may be traced.
       augmentations: the recipe of view 0, 1, ...
 
@@ -202,7 +211,7 @@ def multi_view(
     """
     canonical = to_float(batch["image"])
     views = [
-        augment_view(canonical, view_keys(batch, data_seed, view), augmentation)
+        augment_view(canonical, view_keys(batch, data_seed, view), augmentation, batch["content"])
         for view, augmentation in enumerate(augmentations)
     ]
     return gather_views(batch, views)
@@ -232,38 +241,47 @@ def gather_views(batch: Mapping[str, Any], views: Iterable[tuple[Array, Array, A
 
 
 def evaluation_view(
-    images: UInt8[Array, "b h w c"], size: int
+    images: UInt8[Array, "b h w c"], content: Int[Array, "b 2"], size: int
 ) -> Float[Array, "b {size} {size} c"]:
     """The deterministic test-time images, float32 in [0, 1].
 
-    The part of them that `evaluation_box` says, resized antialiased and bicubic.
+    The part of them that `evaluation_boxes` says, resized antialiased and bicubic.
 
     Args:
       images: as the data set has them.
+      content: see `augment_view`.
       size: side of the result, pixels.
     """
     images = to_float(images)
-    height, width = images.shape[1:3]
-    if (height, width) != (size, size):
-        box = evaluation_box(height, width, size)
-        images = jax.vmap(
-            lambda image: resized_crop(image, box, size, filter="bicubic", antialias=True)
-        )(images)
-    return images
+    shape = images.shape[1], images.shape[2]
+    if shape == (size, size):
+        return images
+    return jax.vmap(
+        lambda image, box: resized_crop(image, box, size, filter="bicubic", antialias=True)
+    )(images, evaluation_boxes(shape, content, size))
 
 
-def evaluation_box(height: int, width: int, size: int) -> Float[Array, "4"]:
-    """What `evaluation_view` shows of an image: (y0, x0, y1, x1), pixels.
+def evaluation_boxes(
+    shape: tuple[int, int], content: Int[Array, "b 2"], size: int
+) -> Float[Array, "b 4"]:
+    """What `evaluation_view` shows of each image: (y0, x0, y1, x1), pixels.
 
-    The whole of an image that already has the size. Otherwise the central square: all of the
-    shorter side for results of up to 32 pixels, 0.875 of it for larger ones (SimCLR,
+    The whole of an image that already has the size. Otherwise the central square of the picture:
+    all of the shorter side for results of up to 32 pixels, 0.875 of it for larger ones (SimCLR,
     arXiv:2002.05709).
+
+    Args:
+      shape: height and width of the images, pixels.
+      content: see `augment_view`.
+      size: side of the result, pixels.
     """
-    side = min(height, width)
-    if (height, width) != (size, size) and size > 32:
-        side = round(0.875 * side)
-    y0, x0 = (height - side) // 2, (width - side) // 2
-    return jnp.array([y0, x0, y0 + side, x0 + side], dtype=jnp.float32)
+    if shape == (size, size):
+        content = jnp.full_like(content, size)
+    side = content.min(axis=1)
+    if shape != (size, size) and size > 32:
+        side = jnp.round(0.875 * side).astype(jnp.int32)
+    corner = (content - side[:, None]) // 2
+    return jnp.concatenate([corner, corner + side[:, None]], axis=1).astype(jnp.float32)
 
 
 def to_float(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:

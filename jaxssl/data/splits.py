@@ -68,7 +68,7 @@ def corrupted(source: Source, corruption: ConfigDict, view_size: int) -> Source:
     canonical = source.canonical
     if canonical and canonical.fit != "crop" and not corruptor.after_augmentation:
         raise UserError(
-            f"--config.corruption.name={config.corruption.name} before augmentation would corrupt "
+            f"--config.corruption.name={corruption.name} before augmentation would corrupt "
             f"the padding too that --config.data.fit={canonical.fit} leaves: use "
             "--config.data.fit=crop, or --config.corruption.order=aug_corrupt."
         )
@@ -135,6 +135,10 @@ class Splits:
         if split not in self._open:
             self._open[split] = corrupted(self._load(split), self._corruption, self._view_size)
         return self._open[split]
+
+    def opened(self) -> dict[str, Source]:
+        """The splits that were asked for so far, by name."""
+        return dict(self._open)
 
     def _pretraining_split(self) -> str:
         if self._given is None:
