@@ -128,6 +128,13 @@ class Splits:
             self._open[split] = corrupted(self._load(split), self._corruption, self._view_size)
         return self._open[split]
 
+    def check(self, split: str) -> None:
+        """Raises UserError if a split has no examples; decodes none."""
+        if self._given is None:
+            load(self._data, split, memory_limit_bytes=0)
+        else:
+            self._load(split)
+
     def _pretraining_split(self) -> str:
         if self._given is None:
             return pretraining_split(self._data)
