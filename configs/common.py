@@ -107,8 +107,11 @@ def data_group() -> ConfigDict:
     """Where the images come from."""
     data = ConfigDict()
     data.name = "cifar10"  # a key of jaxssl.data.sources.KINDS or .composed.COMPOSED, or a TFDS set
-    data.data_dir = ""  # root of "folder" or of TFDS; "": TFDS_DATA_DIR or TFDS's default
+    data.data_dir = ""  # root of a folder or of TFDS; "": TFDS_DATA_DIR or TFDS's default
     data.image_size = 32  # canonical height and width in pixels of sets that vary in size
+    data.fit = "crop"  # to it: short side, then the centre; "letterbox": long side, top left, zeros
+    data.background = (255, 255, 255)  # RGB of the ground under transparent pixels, 0..255
+    data.scale = ()  # (low, high): values that become 0 and 255, of images of more than 8 bits
     data.validation_fraction = 0.1  # share of the train split held out for choices, 0..1
     data.test_fraction = 0.0  # share of the train split held out for tests if no test is published
     data.train_examples = 0  # training images used, evenly spread over the split; 0: all

@@ -184,7 +184,7 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
     """
     mesh = distributed.data_mesh(config.run.num_devices)
     distributed.check_batch_size(config.batch_size, mesh)
-    splits = Splits(config.data, config.corruption, config.views.global_crops.size, sources)
+    splits = splits_of(config, sources)
     source = splits["pretrain"]
     check_policy(config.views, config.hyper, *source.image_shape[:2])
     with missing_in_words(config):
@@ -240,6 +240,11 @@ def policy_of(config: ConfigDict) -> Policy:
     """The views that a config trains on."""
     finish = make_finisher(config.corruption, config.normalize, config.randbit)
     return make_policy(config.views, finish, order=config.corruption.order)
+
+
+def splits_of(config: ConfigDict, sources: Mapping[str, Source] | None = None) -> Splits:
+    """The examples of a config, or of ``sources``, with the config's corruption."""
+    return Splits(config.data, config.corruption, config.views.global_crops.size, sources)
 
 
 def clean_view_of(config: ConfigDict) -> Callable[[Batch], jax.Array]:

@@ -18,8 +18,8 @@ class Range(NamedTuple):
       low_included: whether ``low`` itself is allowed.
     """
 
-    low: float
-    high: float
+    low: float | int
+    high: float | int
     low_included: bool
 
     def __str__(self) -> str:
@@ -28,7 +28,7 @@ class Range(NamedTuple):
             return f"{'at least' if self.low_included else 'above'} {self.low:g} and finite"
         return f"{'from' if self.low_included else 'above'} {self.low:g} to {self.high:g}"
 
-    def holds(self, value: float) -> bool:
+    def holds(self, value: float | int) -> bool:
         """Whether the value is finite and inside."""
         above = value >= self.low if self.low_included else value > self.low
         return math.isfinite(value) and above and value <= self.high
@@ -49,7 +49,7 @@ def is_schedule(leaf: Any) -> bool:
     return isinstance(leaf, Mapping | ConfigDict)
 
 
-def values_of(leaf: Any) -> dict[str, float]:
+def values_of(leaf: Any) -> dict[str, float | int]:
     """The values that a leaf of ``config.hyper`` takes: ``""`` a number's, or a schedule's ends."""
     if not is_schedule(leaf):
         return {"": leaf}
@@ -59,7 +59,7 @@ def values_of(leaf: Any) -> dict[str, float]:
     return {field: leaf[field] for field in read}
 
 
-def check_ranges(group: str, values: Mapping[str, Any], ranges: Ranges) -> None:
+def check_ranges(group: str, values: Mapping[str, Any] | ConfigDict, ranges: Ranges) -> None:
     """Refuses values that are out of range.
 
     Args:

@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import rich.console
@@ -148,7 +148,7 @@ class _CloudFile(io.BytesIO):
         super().close()
 
 
-def _growing(path: Path) -> BinaryIO:
+def _growing(path: Path) -> io.BufferedWriter | _CloudFile:
     return open(path, "ab") if is_local(path) else _CloudFile(path)
 
 

@@ -20,6 +20,7 @@ import ml_collections
 
 import jaxssl
 from jaxssl import distributed
+from jaxssl.data.examples import identity_differences
 from jaxssl.errors import UserError
 from jaxssl.run_lock import ASIDE, LOCK, RunLock
 from jaxssl.storage import (
@@ -27,6 +28,7 @@ from jaxssl.storage import (
     as_path,
     check_writable,
     half_written,
+    is_local,
     read_json,
     write_json,
 )
@@ -177,10 +179,12 @@ def owned(workdir: Path) -> Iterator[None]:
         a process does not see what process 0 wrote there.
     """
     lock: RunLock | None = None
+    made = False
 
     def take() -> str:
-        nonlocal lock
+        nonlocal lock, made
         _check_ours(workdir)
+        made = not workdir.exists()
         workdir.mkdir(parents=True, exist_ok=True)
         lock = RunLock(workdir)
         return lock.acquire()
@@ -193,6 +197,9 @@ def owned(workdir: Path) -> Iterator[None]:
     finally:
         if lock is not None:
             lock.release()
+        if made and is_local(workdir):
+            with contextlib.suppress(OSError):
+                workdir.rmdir()  # only what is empty: nothing is left of a start that was refused
 
 
 def _unseen(workdir: Path, token: str) -> str | None:
@@ -261,12 +268,8 @@ def _check_same_run(
     info = read_info(workdir)
     before = info.get("data", {})
     # What an older format did not note cannot be compared.
-    noted = before if info["format"] < FORMAT else data
-    other = [
-        f"{key}: {before.get(key)!r} -> {data[key]!r}"
-        for key in data
-        if key in noted and before.get(key) != data[key]
-    ]
+    noted = {key: data[key] for key in data if key in before}
+    other = identity_differences(before, noted if info["format"] < FORMAT else data)
     if other:
         raise UserError(
             f"{workdir} holds a run on other data ({'; '.join(other)}): choose another --workdir, "

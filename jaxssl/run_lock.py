@@ -151,12 +151,10 @@ class RunLock:
         except FileNotFoundError:
             return
         # Another start may have cleared and taken it since it was read: that one gets it back.
-        try:
+        with contextlib.suppress(ValueError):
             taken = read_json(aside)
-        except ValueError:
-            taken = {}
-        if taken.get("token") != other.get("token"):
-            self._create(json.dumps(taken))
+            if isinstance(taken, dict) and taken.get("token") not in (None, other.get("token")):
+                self._create(json.dumps(taken))
         aside.unlink()
 
     def _aside(self, what: str) -> Path:

@@ -39,13 +39,16 @@ def as_path(text: str | os.PathLike[str], flag: str) -> Path:
             "gs://BUCKET/DIRECTORY."
         )
     try:
-        os.fsencode(text)
-        text.encode()
+        # Python names files in the locale's letters, Orbax in UTF-8: they must be the same.
+        known = os.fsencode(os.path.abspath(text)) == os.path.abspath(text).encode()
     except UnicodeEncodeError:
+        known = False
+    if not known:
+        shown = text.encode(errors="surrogateescape").decode("ascii", "backslashreplace")
         raise UserError(
-            f"{flag}={text.encode(errors='backslashreplace').decode()} has letters that this "
-            "locale cannot write: set PYTHONUTF8=1, or name it in ASCII."
-        ) from None
+            f"{flag}={shown} has letters that this locale cannot write: set PYTHONUTF8=1, or name "
+            "it in ASCII."
+        )
     try:
         return pathlib.Path(text).expanduser()
     except RuntimeError as error:

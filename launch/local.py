@@ -8,6 +8,7 @@ process 0 is shown; that of the others only if they fail. If one fails the rest 
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -73,4 +74,7 @@ def stop(processes: list[subprocess.Popen]) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 3 or not sys.argv[1].isdecimal():
         sys.exit("usage: python launch/local.py COUNT COMMAND ...")
-    sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))
+    try:
+        sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))
+    except KeyboardInterrupt:  # the processes got it too
+        sys.exit(128 + signal.SIGINT)

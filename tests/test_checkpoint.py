@@ -1,5 +1,7 @@
 import dataclasses
+import errno
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from absl import logging
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxssl import checkpoint
 from jaxssl.checkpoint import CheckpointReader, Checkpoints
 from jaxssl.errors import UserError
 
@@ -239,6 +243,116 @@ def test_an_added_or_a_half_copied_file_is_found(tmp_path, warnings_logged):
     (tmp_path / "2" / "state" / "d" / "stray").write_text("x")
     assert reader.restore(template_of(make_state(0)))[0] == 1
     assert "state/d/stray does not belong to it" in warnings_logged[0]
+
+
+def test_a_checkpoint_of_a_newer_format_is_left_as_it_is(tmp_path, warnings_logged):
+    """Whatever else a newer format may hold."""
+    save_steps(tmp_path, [1, 2])
+    for content in ('{"format": 2, "step": 2, "files": {}}', '{"format": 3, "parts": []}'):
+        (tmp_path / "2" / "manifest.json").write_text(content)
+        (tmp_path / "2" / "leaves.json").unlink(missing_ok=True)
+        with Checkpoints(tmp_path, 1, 0) as checkpoints:
+            for step in (None, 2):
+                with pytest.raises(
+                    UserError, match=r"checkpoint .*2 was written by a newer jaxssl"
+                ):
+                    checkpoints.restore(template_of(make_state(0)), step)
+            assert checkpoints.restore(template_of(make_state(0)), 1)[0] == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+        assert (tmp_path / "2" / "manifest.json").read_text() == content
+    assert warnings_logged == []
+
+
+def test_a_file_that_cannot_be_read_is_no_damage(tmp_path, monkeypatch):
+    save_steps(tmp_path, [1, 2])
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "manifest.json")
+
+    monkeypatch.setattr("jaxssl.checkpoint.hashlib.file_digest", refuse)
+    with pytest.raises(PermissionError):
+        CheckpointReader(tmp_path).restore(template_of(make_state(0)))
+
+
+@pytest.mark.parametrize("moment", ["before", "within", "after"])
+def test_a_step_that_its_run_removes_while_it_is_read_is_chosen_again(
+    tmp_path, monkeypatch, warnings_logged, moment
+):
+    save_steps(tmp_path / "run", [1])
+    save_steps(tmp_path / "later", [2])
+    read, damage = checkpoint._read, checkpoint._damage
+    calls = []
+
+    def go_on():
+        """As a run does that keeps its last checkpoint alone."""
+        if not calls:
+            shutil.copytree(tmp_path / "later" / "2", tmp_path / "run" / "2")
+            shutil.rmtree(tmp_path / "run" / "1")
+        calls.append(moment)
+
+    def while_hashed(folder):
+        if moment == "before":
+            go_on()
+        return damage(folder)
+
+    def while_read(folder, *rest):
+        if moment == "within":
+            go_on()
+        state = read(folder, *rest)
+        if moment == "after":
+            go_on()
+        return state
+
+    monkeypatch.setattr(checkpoint, "_damage", while_hashed)
+    monkeypatch.setattr(checkpoint, "_read", while_read)
+    step, state = CheckpointReader(tmp_path / "run").restore(template_of(make_state(0)))
+    assert step == 2
+    assert_equal(state, make_state(2))
+    assert len(calls) == 2
+    assert warnings_logged == []
+
+
+def test_a_step_that_was_asked_for_and_is_removed_meanwhile_is_one_sentence(tmp_path, monkeypatch):
+    save_steps(tmp_path, [1])
+    read = checkpoint._read
+
+    def while_read(folder, *rest):
+        shutil.rmtree(folder)
+        return read(folder, *rest)
+
+    monkeypatch.setattr(checkpoint, "_read", while_read)
+    with pytest.raises(UserError, match=r"step 1 of .* is gone: choose another"):
+        CheckpointReader(tmp_path).restore(template_of(make_state(0)), 1)
+
+
+def test_what_is_left_is_promised_only_if_there_is_something(tmp_path):
+    bad = {"a": jnp.array([np.nan])}
+    with Checkpoints(tmp_path, 1, 0) as checkpoints:
+        with pytest.raises(UserError, match=r"not finite .*; none was saved before\.$"):
+            checkpoints.save(8, bad)
+        checkpoints.save(7, {"a": jnp.zeros(1)})
+        checkpoints.wait()
+        with pytest.raises(UserError, match=r"the checkpoint of step 7 is intact\.$"):
+            checkpoints.save(8, bad)
+
+
+def test_as_in_the_cloud_a_checkpoint_is_sealed_where_it_stays(tmp_path, monkeypatch):
+    """Orbax's way of writing there, on this disk: its name from the beginning."""
+    options = ocp.CheckpointManagerOptions
+
+    def as_in_the_cloud(**settings):
+        from orbax.checkpoint._src.path.atomicity import CommitFileTemporaryPath
+
+        return options(**settings, temporary_path_class=CommitFileTemporaryPath)
+
+    monkeypatch.setattr(ocp, "CheckpointManagerOptions", as_in_the_cloud)
+    monkeypatch.setattr(checkpoint, "is_local", lambda path: False)
+    reader = save_steps(tmp_path, [1, 2])
+    (tmp_path / "3" / "state").mkdir(parents=True)  # killed in its midst
+    assert reader.steps() == [1, 2]
+    step, state = reader.restore(template_of(make_state(0)))
+    assert step == 2
+    assert_equal(state, make_state(2))
 
 
 def test_a_checkpoint_under_another_steps_name_is_found(tmp_path, warnings_logged):

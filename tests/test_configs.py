@@ -71,7 +71,7 @@ def test_recipe_takes_two_steps(recipe, tmp_path):
         config.run.stop_step = 2
         config.run.log_every_steps = 1
         config.run.num_devices = 2
-        config.monitor.knn_every_epochs = 0.0
+        config.evals.knn.every = 0.0
     state = pretrain(config, tmp_path / "run", {"train": noise})
     assert int(state.step) == 2
     losses = [row["loss"] for row in read_metrics(tmp_path / "run")]
@@ -81,7 +81,7 @@ def test_recipe_takes_two_steps(recipe, tmp_path):
 
 def test_arguments_are_typed():
     config = read("configs/pretrain/simclr.py", "batch=32,epochs=7,width=16")
-    assert (config.batch_size, config.schedule.epochs, config.encoder.width) == (32, 7.0, 16)
+    assert (config.batch_size, config.epochs, config.encoder.width) == (32, 7.0, 16)
     for argument, sentence in (
         ("batch=1.5", "batch='1.5' is not int"),
         ("batsch=3", "'batsch' is unknown: this recipe takes dataset, batch"),

@@ -8,9 +8,9 @@ from tiny import Run, config_for
 
 from configs.common import view_group
 from jaxssl.augment.augmentation import simclr_cifar
-from jaxssl.augment.policies import make_policy
 from jaxssl.data.pipeline import train_batches
 from jaxssl.distributed import data_mesh, global_batch, replicated, sharded
+from jaxssl.pretrain import policy_of
 from jaxssl.randomness import Purpose, Split, host_bits, permutation, sample_keys, step_key
 
 GOLDEN_PERMUTATION = [0, 2, 5, 4, 6, 7, 3, 1]
@@ -57,11 +57,8 @@ def run():
     views = view_group(simclr_cifar(12))
     with made.config.unlocked():
         made.config.views = views
-        for name in ("view1", "view2"):
-            views[name].blur_p = 0.5
-            views[name].blur_kernel_size = 3
-            views[name].solarize_p = 0.2
-    made.policy = make_policy(made.config)
+        views.global_crops.update(blur_p=0.5, blur_kernel_size=3, solarize_p=0.2)
+    made.policy = policy_of(made.config)
     return made
 
 

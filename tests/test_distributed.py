@@ -3,7 +3,9 @@
 import types
 
 import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from jaxssl import distributed
 from jaxssl.errors import UserError
@@ -22,6 +24,41 @@ def alone(monkeypatch):
 def test_a_mesh_takes_the_first_devices_or_all():
     assert distributed.data_mesh().size == jax.device_count()
     assert list(distributed.data_mesh(2).devices) == jax.devices()[:2]
+
+
+def test_devices_are_ordered_by_owner_in_whatever_order_they_come():
+    here = jax.devices()
+    assert list(distributed.data_mesh(devices=here[::-1]).devices) == here
+    assert list(distributed.data_mesh(2, devices=here[5:2:-1]).devices) == here[3:5]
+
+
+def test_only_the_data_axis_divides_a_batch():
+    members = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("member", "data"))
+    distributed.check_batch_size(6, members)
+    with pytest.raises(UserError, match=r"batch_size=7 does not divide over 2 devices.* such as 6"):
+        distributed.check_batch_size(7, members)
+    batch = distributed.global_batch(members, {"image": np.zeros((6, 3)), "index": np.arange(6)})
+    assert {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in batch.values()} == {3}
+
+
+def test_one_layout_for_state_and_batch():
+    mesh = distributed.data_mesh(2)
+    state = {"w": np.zeros((4, 2), np.float32), "rest": [np.zeros(3, np.int32)]}
+    for tree in (distributed.layout(mesh, state), distributed.layout(mesh, state, rows=True)):
+        assert jax.tree.structure(tree) == jax.tree.structure(state)
+    assert distributed.layout(mesh, state)["rest"][0].is_fully_replicated
+    rows = distributed.templates(mesh, {"x": np.zeros((4, 2), np.float32)}, rows=True)["x"]
+    assert (rows.shape, rows.dtype) == ((4, 2), np.float32)
+    assert rows.sharding.shard_shape((4, 2)) == (2, 2)
+
+
+def test_alone_nothing_is_exchanged():
+    assert distributed.agree("a number", lambda: (1, 2)) == (1, 2)
+    assert distributed.gather("a number", 3) == [3]
+    distributed.check_equal("a number", 3)
+    distributed.all_or_none("a number", None)
+    with pytest.raises(UserError, match=r"^process 0 of 1 sees nothing\.$"):
+        distributed.all_or_none("a number", "sees nothing.")
 
 
 @pytest.mark.parametrize("number", [-1, 10**6])

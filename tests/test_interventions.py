@@ -8,16 +8,15 @@ import pytest
 from tiny import config_for
 
 from configs.pretrain import multi_digits
-from jaxssl.augment.policies import make_clean_view
 from jaxssl.corruptions import global_shuffle
 from jaxssl.corruptions.apply import Corruptor, setting_name
 from jaxssl.data.pipeline import train_batches
 from jaxssl.data.sources import load
-from jaxssl.data.splits import CorruptedSource, Splits
+from jaxssl.data.splits import CorruptedSource
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.linear_probe import linear_probe, open_splits
-from jaxssl.pretrain import pretrain, resolve
+from jaxssl.pretrain import clean_view_of, pretrain, resolve, splits_of
 from jaxssl.reporting import read_metrics
 
 
@@ -28,8 +27,8 @@ def config_with(method="simclr", **changes):
             "run.stop_step": 4,
             "run.checkpoint_every_steps": 4,
             "run.num_devices": 1,
-            "monitor.knn_every_epochs": 0.2,
-            "monitor.protocol": "dino",
+            "evals.knn.every": 0.2,
+            "evals.knn.protocol": "dino",
         }
         | changes
     )
@@ -51,7 +50,7 @@ def test_every_split_gets_the_same_permutation():
     config = config_with(**SHUFFLE)
     sigma = Corruptor.from_config(config.corruption).draw_once((8, 8, 1))
     assert (sigma != np.arange(16)).any()
-    examples = Splits(config)
+    examples = splits_of(config)
     for split in ("pretrain", "train", "validation", "test"):
         clean = load(config.data, "train" if split == "pretrain" else split)
         np.testing.assert_array_equal(
@@ -66,9 +65,9 @@ def test_an_images_own_permutation_depends_on_its_index_alone():
     """On the host before augmentation and on the device after it, in any cut of the set."""
     changes = SHUFFLE | {"corruption.per_image": True}
     config = config_with(**changes)
-    clean, shuffled = load(config.data, "test"), Splits(config)["test"]
+    clean, shuffled = load(config.data, "test"), splits_of(config)["test"]
     corruptor = Corruptor.from_config(config.corruption)
-    late = Splits(config_with(**changes, **{"corruption.order": "aug_corrupt"}))["test"]
+    late = splits_of(config_with(**changes, **{"corruption.order": "aug_corrupt"}))["test"]
     rows = np.array([200, 7, 30])
     batch = late.take(np.arange(5, 205)).gather(rows - 5)
     np.testing.assert_array_equal(batch["image"], clean.images[rows])
@@ -92,9 +91,9 @@ def test_corrupted_records_are_read_by_worker_processes(tmp_path):
             PIL.Image.fromarray(image).save(tmp_path / "train" / name / f"{number}.png")
     config = config_with(**SHUFFLE, **{"data.name": "folder", "data.data_dir": str(tmp_path)})
     config.update_from_flattened_dict({"data.image_size": 12, "data.validation_fraction": 0.0})
-    kept = Splits(config)["train"]
+    kept = splits_of(config)["train"]
     plain = load(config.data, "train", memory_limit_bytes=0)
-    lazy = Splits(config, {"train": plain})["train"]
+    lazy = splits_of(config, {"train": plain})["train"]
     assert isinstance(lazy, CorruptedSource)
     how = {"data_seed": 0, "batch_size": 4, "start_step": 0, "num_steps": 5}
     how |= {"process_index": 0, "process_count": 1}
@@ -149,9 +148,9 @@ def test_bits_reach_the_encoder_and_the_probe(tmp_path):
 
 def test_bits_say_nothing_of_the_labels():
     config = config_with(**{"randbit.num_bits": 12})
-    source = Splits(config)["train"]
+    source = splits_of(config)["train"]
     batch = source.gather(np.arange(len(source)))
-    bits = np.asarray(jax.jit(make_clean_view(config))(batch))[:, 0, 0, 1:]
+    bits = np.asarray(jax.jit(clean_view_of(config))(batch))[:, 0, 0, 1:]
     assert bits.shape == (len(source), 12)
     classes = np.eye(10)[batch["targets"]["label"]]
     correlations = np.corrcoef(bits, classes, rowvar=False)[:12, 12:]
@@ -172,7 +171,7 @@ def test_many_digits_are_trained_on_and_single_ones_probed(tmp_path):
     with config.unlocked():
         config.data = multi_digits.get_config(small).data
     pretrain(config, tmp_path / "run")
-    examples = Splits(config)
+    examples = splits_of(config)
     assert set(examples["pretrain"].gather(np.arange(2))["targets"]) == {"presence", "slots"}
     assert set(examples["train"].gather(np.arange(2))["targets"]) == {"label"}
     card, _ = linear_probe(tmp_path / "run", None, quick_settings(), baselines=False)

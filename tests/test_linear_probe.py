@@ -35,8 +35,8 @@ def run(tmp_path_factory) -> pathlib.Path:
     with config.unlocked():
         config.run.stop_step = 20
         config.run.num_devices = 2
-        config.monitor.knn_every_epochs = 0.0
-        config.monitor.protocol = "dino"
+        config.evals.knn.every = 0.0
+        config.evals.knn.protocol = "dino"
     pretrain(config, workdir)
     return workdir
 
@@ -108,7 +108,7 @@ def test_the_untrained_encoder_is_the_one_the_run_began_with(tmp_path):
     with config.unlocked():
         config.run.stop_step = 1
         config.hyper.learning_rate = 0.0
-        config.monitor.knn_every_epochs = 0.0
+        config.evals.knn.every = 0.0
     pretrain(config, tmp_path / "still")
     config = read_config(tmp_path / "still")
     reader = CheckpointReader(tmp_path / "still" / "checkpoints")

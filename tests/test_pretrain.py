@@ -32,7 +32,7 @@ def short(method="simclr", **changes):
                 "run.checkpoint_every_steps": 3,
                 "run.log_every_steps": 2,
                 "run.num_devices": 1,
-                "monitor.knn_every_epochs": 0.0,
+                "evals.knn.every": 0.0,
             }
             | changes
         )
@@ -52,7 +52,7 @@ def program(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_run_directory_and_finished_run(tmp_path, capsys):
     workdir = tmp_path / "run"
-    config = short(**{"monitor.knn_every_epochs": 0.2, "monitor.protocol": "dino"})
+    config = short(**{"evals.knn.every": 0.2, "evals.knn.protocol": "dino"})
     state = pretrain(config, workdir)
     assert int(state.step) == 6
     content = json.loads((workdir / "config.json").read_text())
@@ -122,7 +122,7 @@ def test_refuses_other_data(tmp_path):
     images = rng.integers(0, 256, (200, 8, 8, 1), np.uint8)
     labels = {"label": np.arange(200) % 10}
     own = {"train": array_source("mine", Split.TRAIN, images, labels, num_classes=10)}
-    config = short(**{"run.stop_step": 3, "monitor.knn_every_epochs": 0.0})
+    config = short(**{"run.stop_step": 3, "evals.knn.every": 0.0})
     pretrain(config, tmp_path / "run", own)
     for sources in (None, {"train": own["train"].take(np.arange(150))}):
         with pytest.raises(UserError, match="holds a run on other data"):
@@ -160,13 +160,13 @@ def test_refuses_a_foreign_directory(tmp_path):
         ({"hyper.learning_rate": float("nan")}, r"hyper.learning_rate=nan cannot be"),
         ({"batch_size": 0}, r"batch_size=0 cannot be"),
         ({"batch_size": 100_000}, r"batch_size=100000 leaves no step"),
-        ({"batch_size": 63, "run.num_devices": 2}, r"batch_size 63 does not divide over 2 dev"),
+        ({"batch_size": 63, "run.num_devices": 2}, r"batch_size=63 does not divide over 2 dev"),
         ({"run.num_devices": 99}, r"99 devices were asked for but 8 are visible"),
         ({"data_seed": 2**32}, r"data_seed=4294967296 is out of range"),
         ({"method.name": "simclr2"}, r"method.name='simclr2' is unknown: .*moco_v2, simclr, sup"),
         ({"views.policy": "zoom"}, r"views.policy='zoom' is unknown"),
         ({"data.name": "no_such_set"}, r"no_such_set"),
-        ({"monitor.layer": "logits"}, r"monitor.layer='logits' is unknown.*pooled, projection"),
+        ({"evals.knn.layer": "logits"}, r"evals.knn.layer='logits' is unknown.*pooled, projection"),
         ({"schedule.warmup_epochs": 9.0}, r"schedule.warmup_epochs is 9 of 4"),
         ({"optimizer.name": "sgdd"}, r"optimizer.name"),
         ({"encoder.name": "resnet99"}, r"encoder.name"),
@@ -179,9 +179,9 @@ def test_refuses_a_foreign_directory(tmp_path):
         ({"views.view1.size": 10}, r"this config makes no step"),
         ({"method.head.num_layers": 0}, r"a head needs num_layers"),
         ({"schedule.epochs": float("inf")}, r"schedule.epochs=inf cannot be"),
-        ({"monitor.protocol": "imagenet"}, r"monitor.protocol='imagenet' is unknown"),
+        ({"evals.knn.protocol": "imagenet"}, r"evals.knn.protocol='imagenet' is unknown"),
         (
-            {"data.train_examples": 150, "monitor.protocol": "moco"},
+            {"data.train_examples": 150, "evals.knn.protocol": "moco"},
             r"'moco' asks for 200 neighbours but there are 150",
         ),
         ({"run.keep_last": 0}, r"run.keep_last=0 cannot be"),
@@ -191,8 +191,8 @@ def test_refuses_a_foreign_directory(tmp_path):
 )
 def test_bad_values_are_refused_in_one_sentence_and_leave_nothing(tmp_path, change, sentence):
     workdir = tmp_path / "run"
-    if {"monitor.layer", "monitor.protocol", "data.train_examples"} & set(change):
-        change = change | {"monitor.knn_every_epochs": 1.0}
+    if {"evals.knn.layer", "evals.knn.protocol", "data.train_examples"} & set(change):
+        change = change | {"evals.knn.every": 1.0}
     with pytest.raises(UserError, match=sentence) as caught:
         pretrain(short(**change), workdir)
     assert "\n" not in str(caught.value)

@@ -19,12 +19,10 @@ from configs.quickstart import get_config
 from jaxssl.analysis.gallery import Outline, Panel, draw, to_png
 from jaxssl.augment import bits
 from jaxssl.augment.augmentation import Augmentation
-from jaxssl.augment.policies import make_policy
 from jaxssl.data.examples import array_source
 from jaxssl.data.pipeline import training_rows
-from jaxssl.data.splits import Splits
 from jaxssl.errors import UserError
-from jaxssl.pretrain import resolve
+from jaxssl.pretrain import policy_of, resolve, splits_of
 from jaxssl.preview import POLICIES, _main, _write, describe, preview
 from jaxssl.randomness import Split
 from jaxssl.training.state import traced_scalars
@@ -48,18 +46,17 @@ def source_of(channels: int, targets: dict | None = None):
 def config() -> ConfigDict:
     config = get_config("size=8").copy_and_resolve_references()
     config.unlock()
-    for view in (config.views.view1, config.views.view2):
-        view.flip_p = 0.5
+    config.views.global_crops.flip_p = 0.5
     return config
 
 
 def trained_on(config, source, images, epoch=0):
     """The first images of an epoch with their views, as pretraining gets them."""
     config = resolve(config)
-    seen = Splits(config, {"train": source})["pretrain"]
+    seen = splits_of(config, {"train": source})["pretrain"]
     rows, epochs = training_rows(epoch, N, N, config.data_seed)
     batch = seen.gather(rows[:images], epochs[:images])
-    return batch, jax.jit(make_policy(config))(batch, traced_scalars(config))
+    return batch, jax.jit(policy_of(config))(batch, traced_scalars(config))
 
 
 def columns(figure, images):
@@ -191,7 +188,7 @@ def test_sweep_of_corruption(config):
     for column, (name, values) in zip(by_column, settings, strict=True):
         config.corruption.update({"name": name, **values})
         rows, _ = training_rows(0, N, N, 0)
-        whole = Splits(config, {"train": source})["pretrain"].gather(rows[:2])
+        whole = splits_of(config, {"train": source})["pretrain"].gather(rows[:2])
         for i in range(2):
             assert np.array_equal(shown(column[i]), whole["image"][i] / np.float32(255)), name
     config.corruption.constants = "imagenet"

@@ -1,68 +1,88 @@
-"""Two processes of one device do what one process of two devices does."""
+"""Two processes of two devices do what one process of four does, and fail together."""
 
+import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
-from kill_and_resume import checkpoint_arrays, metric_rows
+from kill_and_resume import assert_identical, checkpoint_arrays, metric_rows
 from tiny import config_for
 
+from jaxssl.distributed import data_mesh, global_batch
+from jaxssl.losses import nt_xent
 from jaxssl.pretrain import pretrain
 
 HOUSE = pathlib.Path(__file__).parent.parent
+SETTINGS = {
+    "run.stop_step": 6,
+    "run.checkpoint_every_steps": 3,
+    "run.log_every_steps": 2,
+    "run.save_every_minutes": 1e-9,  # with each row of a job: steps 2, 4 and 6
+    "evals.knn.protocol": "dino",
+    "evals.knn.every": 0.25,
+}
 PROGRAM = """
-import pathlib, sys
+import pathlib, shutil, sys
 import jax
+jax.config.update("jax_num_cpu_devices", 2)
 from jaxssl import pretrain
+from test_processes import SETTINGS
 from tiny import config_for
 
-workdir = pathlib.Path(sys.argv[1])
 config = config_for("moco_v2")
 with config.unlocked():
-    config.run.stop_step = 6
-    config.run.checkpoint_every_steps = 3
-    config.run.log_every_steps = 2
-    config.run.distributed = True
-    config.monitor.protocol = "dino"
-    config.monitor.knn_every_epochs = 0.25
-pretrain.pretrain(config, workdir)
+    config.update_from_flattened_dict(SETTINGS | {"run.distributed": True})
+pretrain.distributed.initialize()
+pretrain.distributed.initialize = lambda: None  # once a process, and here are several runs
+pair, parts = map(pathlib.Path, sys.argv[1:])
+pretrain.pretrain(config, pair)
 print("devices", jax.device_count(), jax.local_device_count())
+if jax.process_index() == 0:  # as if it had been killed before the last save
+    shutil.copytree(pair, parts)
+    shutil.rmtree(parts / "checkpoints" / "6")
+pretrain.distributed.gather("copied", None)
+pretrain.pretrain(config, parts)
 """
 
 
-def test_two_processes_equal_one(tmp_path):
-    pair, single = tmp_path / "pair", tmp_path / "single"
-    done = subprocess.run(
-        [sys.executable, "launch/local.py", "2", sys.executable, "-c", PROGRAM, str(pair)],
+def run_pair(program: str, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "launch/local.py", "2", sys.executable, "-c", program]
+        + [str(argument) for argument in arguments],
         cwd=HOUSE,
         env=os.environ
         | {
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": f"{HOUSE}:{HOUSE / 'tests'}",
             "JAX_COMPILATION_CACHE_DIR": str(HOUSE / ".jax_cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
     )
+
+
+def test_two_processes_equal_one_and_resume(tmp_path):
+    pair, parts, single = tmp_path / "pair", tmp_path / "parts", tmp_path / "single"
+    done = run_pair(PROGRAM, pair, parts)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "devices 2 1" in done.stdout
+    assert "devices 4 2" in done.stdout
+    assert f"resuming {parts} from step 4 of 6" in done.stdout
+    assert_identical(parts, pair)  # to the bit: the same processes
     config = config_for("moco_v2")
     with config.unlocked():
-        config.run.stop_step = 6
-        config.run.checkpoint_every_steps = 3
-        config.run.log_every_steps = 2
-        config.run.num_devices = 2
-        config.monitor.protocol = "dino"
-        config.monitor.knn_every_epochs = 0.25
+        config.update_from_flattened_dict(SETTINGS | {"run.num_devices": 4})
     pretrain(config, single)
     ours, theirs = checkpoint_arrays(pair), checkpoint_arrays(single)
     assert ours.keys() == theirs.keys()
-    # The same programs on the same shards; only the library that adds the two shares differs.
+    # The same programs on the same shards; only the library that adds the shares differs.
     for name, array in ours.items():
         np.testing.assert_allclose(array, theirs[name], rtol=1e-4, atol=1e-6, err_msg=name)
     rows = [metric_rows(pair), metric_rows(single)]
@@ -71,6 +91,120 @@ def test_two_processes_equal_one(tmp_path):
         assert a.keys() == b.keys()
         for key in a:
             np.testing.assert_allclose(a[key], b[key], rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+FAILS_TOGETHER = """
+import json, pathlib, shutil, sys, time
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_num_cpu_devices", 2)
+from jaxssl import distributed, run_directory
+from jaxssl.checkpoint import Checkpoints
+from jaxssl.errors import UserError
+from jaxssl.losses import nt_xent
+from test_processes import rows_and_weights
+
+distributed.initialize()
+folder, me = pathlib.Path(sys.argv[1]), jax.process_index()
+said = {}
+
+def note(name, function):
+    begun = time.monotonic()
+    try:
+        said[name] = ["returned", function()]
+    except (UserError, ZeroDivisionError) as error:
+        said[name] = ["refused", str(error)]
+    said[name].append(time.monotonic() - begun)
+
+# The devices of both processes, interleaved as some TPU topologies list them.
+a, b, c, d = jax.devices()
+mesh = distributed.data_mesh(devices=[c, a, d, b])
+rows, weights = rows_and_weights()
+batch = distributed.global_batch(mesh, jax.tree.map(lambda x: np.split(x, 2)[me], rows))
+gradient = jax.jit(jax.grad(lambda w, x: nt_xent(x["a"] @ w, x["b"] @ w, temperature=0.5)))
+said["order"] = np.asarray(distributed.fetch(batch["index"])).tolist()
+said["gradient"] = np.asarray(gradient(weights, batch)).tolist()
+
+# Two listings that differ: process 1 lacks the newest step, or has all that process 0 has.
+state = jax.tree.map(
+    lambda s: jax.jit(lambda: jnp.arange(8.0), out_shardings=s)(),
+    distributed.layout(mesh, {"w": 0}),
+)
+with Checkpoints(folder / "listing", 5, 0) as checkpoints:
+    for step in (3, 6):
+        checkpoints.save(step, state)
+if me == 1:
+    shutil.copytree(folder / "listing" / "3", folder / "other" / "3")
+distributed.gather("copied", None)
+
+def restore(names):
+    found = Checkpoints(folder / names[me], 5, 0).restore_newest(state)
+    return found and found[0]
+
+note("differing", lambda: restore(["listing", "other"]))
+note("lagging", lambda: restore(["other", "listing"]))
+note("none", lambda: restore(["empty", "listing"]))
+if me == 0:
+    for step in (3, 6):
+        (folder / "listing" / str(step) / "manifest.json").write_text("{")
+note("damaged", lambda: restore(["listing", "listing"]))
+note("steps", lambda: distributed.check_equal("the step to begin at", 3 * me))
+
+# A run directory that the processes do not share, and one that another start owns.
+def own(path):
+    with run_directory.owned(path):
+        pass
+
+run_directory.SECONDS_TO_SEE = 1.0
+note("unshared", lambda: own(folder / f"disk{me}" / "run"))
+note("shared", lambda: own(folder / "run"))
+(folder / "foreign").mkdir(exist_ok=True)
+(folder / "foreign" / "thesis.tex").touch()
+note("foreign", lambda: own(folder / "foreign"))
+note("defect", lambda: distributed.agree("the division", lambda: 1 // 0))
+(folder / f"said{me}.json").write_text(json.dumps(said))
+"""
+
+
+def rows_and_weights():
+    rng = np.random.default_rng(0)
+    rows = {name: rng.normal(size=(16, 6)).astype(np.float32) for name in ("a", "b")}
+    rows["index"] = np.arange(16, dtype=np.int32)
+    return rows, rng.normal(size=(6, 4)).astype(np.float32)
+
+
+def test_processes_that_cannot_agree_all_end_in_the_same_sentence(tmp_path):
+    done = run_pair(FAILS_TOGETHER, tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    both = [json.loads((tmp_path / f"said{process}.json").read_text()) for process in range(2)]
+    rows, weights = rows_and_weights()
+    mesh = data_mesh(4)
+    gradient = jax.jit(jax.grad(lambda w, x: nt_xent(x["a"] @ w, x["b"] @ w, temperature=0.5)))
+    expected = gradient(weights, global_batch(mesh, rows))
+    for said in both:
+        assert said["order"] == list(range(16))
+        np.testing.assert_allclose(said["gradient"], expected, rtol=1e-5, atol=1e-7)
+    refusals = {
+        "differing": r"process 1 of 2 does not see .*other/6, which process 0 chose: .* share",
+        "damaged": r"all 2 checkpoints in .*listing are damaged",
+        "steps": "the step to begin at is 0 on process 0 and 3 on process 1",
+        "unshared": r"process 1 of 2 does not see in .*disk1/run what process 0 wrote .* share",
+        "foreign": "is not empty and no run of jaxssl",
+    }
+    for name, sentence in refusals.items():
+        for said in both:
+            outcome, text, seconds = said[name]
+            assert outcome == "refused", (name, text)
+            assert re.search(sentence, text), text
+            assert seconds < 10
+        assert both[0][name][1] == both[1][name][1]
+    assert "integer division" in both[0]["defect"][1]
+    assert re.search(
+        r"process 0 failed at the division \(ZeroDivisionError: integer", both[1]["defect"][1]
+    )
+    for said in both:
+        assert said["lagging"][:2] == ["returned", 3]
+        assert said["none"][:2] == ["returned", None]
+        assert said["shared"][:2] == ["returned", None]
 
 
 WAITS_BUT_FOR_ONE = """

@@ -18,7 +18,7 @@ def margins(workdir, arguments: str) -> dict[str, float]:
     config = get_config(arguments)
     with config.unlocked():
         config.run.num_devices = 1
-        config.monitor.knn_every_epochs = 0.0
+        config.evals.knn.every = 0.0
     pretrain(config, workdir)
     settings = probe.default_config()
     settings.sgd.epochs = 0

@@ -189,6 +189,25 @@ def test_on_a_terminal_one_bar_within_100_columns():
     assert not any("…" in frame for frame in frames)
 
 
+def test_an_output_that_nobody_reads_is_told_once_and_does_not_end_the_program(monkeypatch):
+    """rich would end it without a word."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        monkeypatch.setattr(reporting, "_SECONDS_BETWEEN_LINES", 0.0)
+        told = []
+        with Progress(10, 0, 1, on_closed=lambda: told.append("closed")) as progress:
+            for step in (1, 2, 3):
+                progress.update(step, {"loss": 1.0})
+        assert told == ["closed"]
+        with Progress(10, 0, 1) as progress, pytest.raises(BrokenPipeError):
+            progress.update(1, {"loss": 1.0})
+        with pytest.raises(BrokenPipeError):
+            reporting.print_table(results_table([["a"]], ["b"], "c"))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)
+
+
 def test_an_inactive_progress_prints_nothing(clock):
     console = plain_console()
     with Progress(10, 0, 1, active=False, console=console) as progress:

@@ -6,6 +6,8 @@ import pytest
 
 from jaxssl.errors import UserError
 from jaxssl.run_directory import (
+    FORMAT,
+    claim,
     config_differences,
     has_config,
     read_config,
@@ -78,6 +80,26 @@ def test_a_damaged_config_is_one_sentence(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config.json is damaged"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("rest", ['"config": {}', '"settings": []'])
+def test_a_config_of_a_newer_format_is_left_as_it_is(tmp_path, rest):
+    text = f'{{"format": {FORMAT + 1}, {rest}}}'
+    (tmp_path / "config.json").write_text(text)
+    for meet in (read_config, lambda run: claim(run, example(), {})):
+        with pytest.raises(UserError, match=r"config\.json was written by a newer jaxssl"):
+            meet(tmp_path)
+    assert (tmp_path / "config.json").read_text() == text
+    (tmp_path / "config.json").write_text('{"format": "x"}')
+    with pytest.raises(UserError, match="is damaged"):
+        read_config(tmp_path)
+
+
+def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
+    write_config(tmp_path, example(), {})
+    path = tmp_path / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_config(tmp_path).name == "résumé"
 
 
 def test_a_directory_without_a_config_is_no_run(tmp_path):

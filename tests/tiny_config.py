@@ -8,6 +8,6 @@ def get_config(method: str) -> ConfigDict:
     config = config_for(method, epochs=15.0)
     with config.unlocked():
         config.run.checkpoint_every_steps = 5
-        config.monitor.knn_every_epochs = 5.0
-        config.monitor.protocol = "dino"
+        config.evals.knn.every = 5.0
+        config.evals.knn.protocol = "dino"
     return config

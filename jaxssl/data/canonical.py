@@ -1,46 +1,173 @@
 """One size for the images of a set, and what their boxes and masks become with it.
 
-An image is resized to the canonical size by its short side and cut to its centre (`resize`). A box
-is (y0, x0, y1, x1) in pixels, the corner of the top left pixel being (0, 0); a mask holds the class
-of each pixel, with 255 for none.
+With ``fit="crop"`` an image is resized to the canonical size by its short side and cut to its
+centre. With ``"letterbox"`` it is resized by its long side, whole, into the top left corner, and
+what is left is 0. A box is (y0, x0, y1, x1) in pixels, the corner of the top left pixel being
+(0, 0); a mask holds the class of each pixel, with 255 for none.
 """
 
-import io
+import dataclasses
+import math
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 from jaxtyping import Float, Int, UInt8
+from ml_collections import ConfigDict
 
-from jaxssl.errors import UserError
+from jaxssl.errors import UserError, choose
 
 NO_CLASS = 255
 NO_LABEL = -1
 
+Size = tuple[int, int]
+Scale = tuple[float | int, ...]  # (low, high) or ()
 
-class UnreadableImageError(UserError):
-    """An image or a mask that cannot be decoded: what ``data.unreadable="skip"`` leaves out.
 
-    Raised with two strings: what the image is called, and what is wrong with it.
+class Placement(NamedTuple):
+    """Where the pixels of an image lie in the canonical one.
+
+    A point (y, x) of the original comes to lie at ((y - top) / scale_y, (x - left) / scale_x).
+
+    Attributes:
+      top, left: corner of the part that is kept, pixels of the original.
+      scale_y, scale_x: pixels of the original a pixel of the canonical image.
+      content: (height, width) of the top left part of the canonical image that holds the picture.
     """
 
-    def __str__(self) -> str:
-        where, reason = self.args
-        return (
-            f"{where} is not a readable image ({reason}): replace it, or leave all such images out "
-            "with data.unreadable='skip'."
-        )
+    top: float
+    left: float
+    scale_y: float
+    scale_x: float
+    content: Size
 
 
-def central_part(height: int, width: int, target: tuple[int, int]) -> tuple[float, float, float]:
-    """(top, left, scale) of the largest central part that has the target's aspect ratio.
-
-    A point (y, x) of the original comes to lie at ((y - top) / scale, (x - left) / scale).
-    """
+def _central_part(size: Size, target: Size) -> Placement:
+    """The largest central part that has the target's aspect ratio."""
+    height, width = size
     scale = min(height / target[0], width / target[1])
     # Without the minimum a rounding error may put the part outside the image.
     top = (height - min(target[0] * scale, height)) / 2
     left = (width - min(target[1] * scale, width)) / 2
-    return top, left, scale
+    return Placement(top, left, scale, scale, target)
+
+
+def _whole(size: Size, target: Size) -> Placement:
+    """All of the image; the shorter side is rounded to whole pixels, with a scale of its own."""
+    height, width = size
+    scale = max(height / target[0], width / target[1])
+    content = (
+        min(max(round(height / scale), 1), target[0]),
+        min(max(round(width / scale), 1), target[1]),
+    )
+    return Placement(0.0, 0.0, height / content[0], width / content[1], content)
+
+
+FITS = {"crop": _central_part, "letterbox": _whole}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Canonical:
+    """What the images of a set are brought to.
+
+    Attributes:
+      size: (height, width) in pixels.
+      fit: a key of `FITS`.
+      background: RGB, 0 to 255, of the ground that shows through where an image is transparent.
+      scale: (low, high), the values that become 0 and 255 in an image of more than 8 bits; (): such
+        images are refused.
+    """
+
+    size: Size
+    fit: str
+    background: tuple[int, int, int]
+    scale: Scale
+
+    @classmethod
+    def from_config(cls, data: ConfigDict, size: Size | None = None) -> "Canonical":
+        """What the ``data`` group says.
+
+        Args:
+          data: reads ``image_size``, ``fit``, ``background`` and ``scale``.
+          size: (height, width) that all images of the set have; None: they vary, and become
+            ``image_size``.
+
+        Raises:
+          UserError: if a value is out of range.
+        """
+        if size is None and data.image_size <= 0:
+            raise UserError(
+                f"--config.data.image_size={data.image_size} is no canonical size, and images of "
+                f"{data.name!r} vary in size: give the pixels to which they are resized."
+            )
+        choose("--config.data.fit", data.fit, FITS)
+        background = tuple(data.background)
+        if len(background) != 3 or any(
+            type(value) is not int or not 0 <= value <= 255 for value in background
+        ):
+            raise UserError(
+                f"--config.data.background={background} is no colour: give red, green and blue as "
+                "integers from 0 to 255, such as (255, 255, 255) for white."
+            )
+        return cls(
+            size=size or (data.image_size, data.image_size),
+            fit=data.fit,
+            background=background,
+            scale=checked_scale(data.scale),
+        )
+
+    def place(self, size: Size) -> Placement:
+        """Where the pixels of an image of this (height, width) lie."""
+        return FITS[self.fit](size, self.size)
+
+
+def checked_scale(scale: Scale) -> Scale:
+    """``data.scale``, if it is a range or empty.
+
+    Raises:
+      UserError: if not.
+    """
+    if not len(scale):
+        return ()
+    if len(scale) != 2 or not all(map(math.isfinite, scale)) or scale[0] >= scale[1]:
+        raise UserError(
+            f"--config.data.scale={tuple(scale)} is no range of values: give the two that become 0 "
+            "and 255, the lower first, such as (0, 65535)."
+        )
+    return float(scale[0]), float(scale[1])
+
+
+def to_8_bits(values: np.ndarray, scale: Scale, where: str) -> UInt8[np.ndarray, "..."]:
+    """Values mapped linearly from ``scale`` to 0 .. 255, rounded; those outside become the ends.
+
+    uint8 stays what it is, and is not to be had with a scale.
+
+    Raises:
+      UserError: if there is no scale to map by, one for values that have 8 bits already, or a NaN.
+    """
+    if values.dtype == np.uint8:
+        check_unscaled(scale, where)
+        return values
+    if not scale:
+        raise UserError(
+            f"{where} has {values.dtype} values, which 8 bits a channel would clip: say by "
+            "--config.data.scale=(low,high) which values are to become 0 and 255."
+        )
+    low, high = scale
+    # Neither float16 nor float32 holds all integers of 32 bits.
+    shares = (values.astype(np.float64) - low) / (high - low)
+    if np.isnan(shares).any():
+        raise UserError(f"{where} holds NaN: replace it by a number.")
+    return np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
+
+
+def check_unscaled(scale: Scale, where: str) -> None:
+    """Refuses a scale where there is nothing to map."""
+    if scale:
+        raise UserError(
+            f"{where} has 8 bits a channel already, so --config.data.scale={scale} would change "
+            "nothing or too much: set it to ()."
+        )
 
 
 def resize(
@@ -51,36 +178,67 @@ def resize(
 ) -> PIL.Image.Image:
     """Short side to the target's, then a central crop, in one resampling by Pillow.
 
-    One scale for both axes and a sub-pixel offset, see `central_part`. The bicubic filter widens
-    with the scale (antialiasing); the nearest pixel, for masks, is the one that the centre of the
-    new pixel lies in.
+    One scale for both axes and a sub-pixel offset. The bicubic filter widens with the scale
+    (antialiasing); the nearest pixel, for masks, is the one that the centre of the new pixel lies
+    in.
     """
-    top, left, scale = central_part(image.height, image.width, (height, width))
-    right = left + min(width * scale, image.width)
-    bottom = top + min(height * scale, image.height)
+    size = (image.height, image.width)
+    return _resampled(image, _central_part(size, (height, width)), resampling)
+
+
+def fitted(
+    image: PIL.Image.Image,
+    canonical: Canonical,
+    resampling: PIL.Image.Resampling,
+    padding: int,
+) -> np.ndarray:
+    """The image at the canonical size, with ``padding`` where the picture does not reach.
+
+    Returns:
+      uint8 [H, W] or [H, W, C], as the image's mode has it.
+    """
+    size = (image.height, image.width)
+    placement = canonical.place(size)
+    if size != canonical.size:
+        image = _resampled(image, placement, resampling)
+    pixels = np.asarray(image)
+    if placement.content == canonical.size:
+        return pixels
+    height, width = placement.content
+    whole = np.full((*canonical.size, *pixels.shape[2:]), padding, np.uint8)
+    whole[:height, :width] = pixels
+    return whole
+
+
+def _resampled(
+    image: PIL.Image.Image, placement: Placement, resampling: PIL.Image.Resampling
+) -> PIL.Image.Image:
+    top, left, scale_y, scale_x, (height, width) = placement
+    right = left + min(width * scale_x, image.width)
+    bottom = top + min(height * scale_y, image.height)
     return image.resize((width, height), resampling, box=(left, top, right, bottom))
 
 
 def canonical_boxes(
     boxes: Float[np.ndarray, "m 4"],
     labels: Int[np.ndarray, " m"],
-    size: tuple[int, int],
-    target: tuple[int, int],
+    size: Size,
+    canonical: Canonical,
 ) -> tuple[Float[np.ndarray, "k 4"], Int[np.ndarray, " k"]]:
-    """The boxes of an image after `resize`: moved, clipped, and those with no area left dropped.
+    """The boxes of an image at the canonical size: moved, clipped, those without area dropped.
 
     Args:
       boxes: (y0, x0, y1, x1) in pixels of the original.
       labels: the class of each.
       size: (height, width) of the original.
-      target: canonical (height, width).
+      canonical: what its image becomes.
 
     Returns:
       Boxes, float32, in pixels of the canonical image, and their classes, int32; K <= M.
     """
-    top, left, scale = central_part(*size, target)
-    moved = (boxes - np.array((top, left, top, left))) / scale
-    clipped = np.clip(moved, 0, np.array((*target, *target))).astype(np.float32)
+    top, left, scale_y, scale_x, content = canonical.place(size)
+    moved = (boxes - np.array((top, left, top, left))) / np.array((scale_y, scale_x) * 2)
+    clipped = np.clip(moved, 0, np.array((*content, *content))).astype(np.float32)
     kept = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
     return clipped[kept], labels[kept].astype(np.int32)
 
@@ -94,73 +252,3 @@ def padded_boxes(
         np.pad(boxes, ((0, spare), (0, 0))),
         np.pad(labels, (0, spare), constant_values=NO_LABEL),
     )
-
-
-def decode_image(
-    encoded: str | bytes | np.ndarray | None, shape: tuple[int, int, int], where: str
-) -> tuple[UInt8[np.ndarray, "h w c"], Int[np.ndarray, " 2"]]:
-    """An image of the canonical shape, and its (height, width) before, int32.
-
-    Args:
-      encoded: path of an image file, its bytes, or the pixels; None: a record cut short.
-      shape: canonical (H, W, C), C = 1 or 3.
-      where: what to call the image if it cannot be read.
-
-    Raises:
-      UnreadableImageError: if Pillow cannot read it.
-    """
-    height, width, channels = shape
-    image = _open(encoded, "L" if channels == 1 else "RGB", where)
-    size = np.array((image.height, image.width), np.int32)
-    if (image.height, image.width) != (height, width):
-        image = resize(image, height, width)
-    return np.asarray(image).reshape(height, width, channels), size
-
-
-def decode_mask(
-    encoded: str | bytes, target: tuple[int, int], size: tuple[int, int], where: str
-) -> UInt8[np.ndarray, "h w"]:
-    """A mask of the canonical size, one that no other class is mixed into.
-
-    Args:
-      encoded: path of a grey or palette image whose values are the classes, or its bytes.
-      target: canonical (height, width).
-      size: (height, width) that the mask's image has.
-      where: what to call the mask in an error.
-
-    Raises:
-      UserError: if it has colours or another size than its image.
-      UnreadableImageError: if Pillow cannot read it.
-    """
-    mask = _open(encoded, None, where)
-    if mask.mode not in ("L", "P", "1"):
-        raise UserError(
-            f"{where} is a mask of mode {mask.mode}: store the class of each pixel, 0 to "
-            "254, or 255 for none, as a grey or palette PNG of 8 bits."
-        )
-    if (mask.height, mask.width) != size:
-        raise UserError(
-            f"{where} is a mask of {mask.height} x {mask.width} pixels but its image has "
-            f"{size[0]} x {size[1]}: give both the same size."
-        )
-    classes = PIL.Image.fromarray(np.asarray(mask).astype(np.uint8))
-    return np.asarray(resize(classes, *target, PIL.Image.Resampling.NEAREST))
-
-
-def _open(
-    encoded: str | bytes | np.ndarray | None, mode: str | None, where: str
-) -> PIL.Image.Image:
-    try:
-        if encoded is None:
-            raise ValueError("the record is empty")
-        if isinstance(encoded, np.ndarray):
-            grey = encoded.shape[-1] == 1
-            image = PIL.Image.fromarray(encoded.squeeze(-1) if grey else encoded)
-            return image if mode is None else image.convert(mode)
-        with PIL.Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as file:
-            file.load()
-            if mode is not None and file.mode[0] in "IF":
-                raise ValueError(f"mode {file.mode}, which 8 bits a channel would clip")
-            return file if mode is None else file.convert(mode)
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise UnreadableImageError(where, str(error)) from error

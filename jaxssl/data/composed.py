@@ -11,7 +11,15 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxssl.data.examples import ArraySource, Batch, Rows, Source, SourceFields, array_source
+from jaxssl.data.examples import (
+    ArraySource,
+    Batch,
+    Rows,
+    Source,
+    SourceFields,
+    array_source,
+    shared_fields,
+)
 from jaxssl.data.multi_digits import (
     ResizedDigits,
     Stream,
@@ -52,8 +60,7 @@ class DigitOnImage(SourceFields):
 
     def take(self, rows: Rows) -> "DigitOnImage":
         """See `Source.take`."""
-        base = self.base.take(rows)
-        return dataclasses.replace(self, base=base, positions=base.positions, splits=base.splits)
+        return dataclasses.replace(self, base=self.base.take(rows), **self._fields_of(rows))
 
     def gather(self, rows: Rows, epochs: Rows | None = None) -> Batch:
         """See `Source.gather`."""
@@ -71,6 +78,10 @@ class DigitOnImage(SourceFields):
                 np.maximum(window, copies, out=window)
         digit = self.digits.targets["label"][assigned]
         return {**batch, "image": images, "targets": {**batch["targets"], "digit": digit}}
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `Source.fingerprint`."""
+        return {**self.base.fingerprint(), "digits": self.digits.fingerprint()["content"]}
 
 
 def digit_on_image(
@@ -110,13 +121,7 @@ def digit_on_image(
         )
     first = pool.take(np.arange(unique_digits))
     return DigitOnImage(
-        name=f"{base.name} with {digits.name}",
-        num_classes=base.num_classes,
-        class_names=base.class_names,
-        original_size=base.original_size,
-        image_shape=base.image_shape,
-        positions=base.positions,
-        splits=base.splits,
+        **{**shared_fields(base), "name": f"{base.name} with {digits.name}"},
         base=base,
         digits=first,
         digit_classes=classes,

@@ -5,26 +5,22 @@ examples, its *rows*; what an example is called everywhere else is its *position
 the original split as its publisher made it, which survives every cut.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
-import os
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from absl import logging
 from jaxtyping import Int
 
-from jaxssl.data.canonical import UnreadableImageError
+from jaxssl.data import digests
+from jaxssl.data.canonical import Canonical
 from jaxssl.errors import UserError
 from jaxssl.randomness import Split
 
 Batch = dict[str, Any]
 Rows = Int[np.ndarray, " b"]
-T = TypeVar("T")
-DECODE_CHUNK = 256
 PUBLISHED = {"train": Split.TRAIN, "validation": Split.VALIDATION, "test": Split.TEST}
 # What the values of a target are, and its dimensions; a letter that is no N, H or W is any size.
 KINDS_OF_DTYPE: dict[str, Any] = {
@@ -86,8 +82,37 @@ class Source(Protocol):
         ...
 
     @property
+    def canonical(self) -> Canonical | None:
+        """What images that vary in size are brought to; None: all have one size anyway."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Of each row the name of its file under the set's folder, or None."""
+        ...
+
+    @property
+    def passed_over(self) -> Mapping[str, int]:
+        """Files beside the examples of the whole published split that are none, by kind."""
+        ...
+
+    @property
+    def left_out(self) -> int:
+        """Unreadable examples that were left out."""
+        ...
+
+    @property
     def vectorised(self) -> bool:
         """Whether a batch is one gather in memory, and not worth sharing between threads."""
+        ...
+
+    def fingerprint(self) -> dict[str, str]:
+        """Digests of what the examples are, wherever they lie; see `identity`.
+
+        Returns:
+          Some of ``files`` (names), ``targets`` and ``content``: pixels in memory, or else the
+          sizes of files or the version of a prepared set; none is read.
+        """
         ...
 
     def __len__(self) -> int:
@@ -109,6 +134,8 @@ class Source(Protocol):
           ``image`` uint8 [B,H,W,C]; ``index`` int32 [B], positions in the original split;
           ``split`` int32 [B], numbers of their splits; ``epoch`` int32 [B]; ``original_size``
           int32 [B,2], (height, width) in pixels before the image was brought to the canonical size;
+          ``content`` int32 [B,2], (height, width) of the top left part that holds the picture: all
+          of the image, but for letterboxed ones;
           ``targets``, a dict of arrays that lead with B, of which a set has some or none:
           ``label`` int32 [B] in [0, num_classes); ``presence`` int32 [B,K], 0 or 1 a class;
           ``slots`` int32 [B,S] and ``digit`` int32 [B], see `jaxssl.data.composed`; ``boxes``
@@ -130,6 +157,10 @@ class SourceFields:
     image_shape: tuple[int, int, int]
     positions: np.ndarray
     splits: np.ndarray
+    canonical: Canonical | None = None
+    names: tuple[str, ...] | None = None
+    passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -141,15 +172,23 @@ class SourceFields:
         images: np.ndarray,
         sizes: np.ndarray,
         targets: dict[str, np.ndarray],
+        contents: np.ndarray | None = None,
     ) -> Batch:
+        whole = np.array(self.image_shape[:2], np.int32)
         return {
             "image": images,
             "index": self.positions[rows].astype(np.int32),
             "split": self.splits[rows],
             "epoch": np.zeros(len(rows), np.int32) if epochs is None else epochs.astype(np.int32),
             "original_size": sizes,
+            "content": np.tile(whole, (len(rows), 1)) if contents is None else contents,
             "targets": targets,
         }
+
+    def _fields_of(self, rows: np.ndarray) -> dict[str, Any]:
+        """The fields here that differ where only some rows are taken."""
+        names = None if self.names is None else tuple(self.names[row] for row in rows)
+        return {"positions": self.positions[rows], "splits": self.splits[rows], "names": names}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -160,11 +199,13 @@ class ArraySource(SourceFields):
       images: uint8 [N,H,W,C].
       targets: arrays that lead with N; see `Source.gather`.
       sizes: int32 [N,2], (height, width) in pixels before resizing.
+      contents: int32 [N,2], (height, width) of the part that holds the picture; None: all of it.
     """
 
     images: np.ndarray
     targets: dict[str, np.ndarray]
     sizes: np.ndarray
+    contents: np.ndarray | None = None
     vectorised: bool = dataclasses.field(default=True, init=False)
 
     def __post_init__(self) -> None:
@@ -189,17 +230,25 @@ class ArraySource(SourceFields):
         """See `Source.take`; copies."""
         return dataclasses.replace(
             self,
-            positions=self.positions[rows],
-            splits=self.splits[rows],
+            **self._fields_of(rows),
             images=self.images[rows],
             targets={key: values[rows] for key, values in self.targets.items()},
             sizes=self.sizes[rows],
+            contents=None if self.contents is None else self.contents[rows],
         )
 
     def gather(self, rows: Rows, epochs: Rows | None = None) -> Batch:
         """See `Source.gather`."""
         targets = {key: values[rows] for key, values in self.targets.items()}
-        return self._batch(rows, epochs, self.images[rows], self.sizes[rows], targets)
+        contents = None if self.contents is None else self.contents[rows]
+        return self._batch(rows, epochs, self.images[rows], self.sizes[rows], targets, contents)
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `Source.fingerprint`."""
+        return {
+            "targets": digests.of_arrays(self.targets),
+            "content": digests.of_array(self.images),
+        }
 
 
 def check_labels(labels: np.ndarray, num_classes: int | None, name: str) -> np.ndarray:
@@ -225,7 +274,7 @@ def _cast(key: str, values: np.ndarray) -> np.ndarray:
     return values.astype(dtypes.get(TARGETS[key][0], np.uint8)) if key in TARGETS else values
 
 
-def _check_target(key: str, values: np.ndarray, images: tuple[int, ...], name: str) -> None:
+def check_target(key: str, values: np.ndarray, images: tuple[int, ...], name: str) -> None:
     """Refuses a target of another dtype or other dimensions than `TARGETS` says."""
     if values.ndim == 0 or len(values) != images[0]:
         raise UserError(_wrong_rows(key, values, images[0], name))
@@ -259,7 +308,7 @@ def _wrong_rows(key: str, values: np.ndarray, images: int, name: str) -> str:
 def array_source(
     name: str,
     split: Split,
-    images: np.ndarray,
+    images: object,
     targets: Mapping[str, Any],
     *,
     num_classes: int | None = None,
@@ -277,17 +326,18 @@ def array_source(
       class_names: their names.
 
     Raises:
-      UserError: if the arrays have other shapes or dtypes.
+      UserError: if the arrays have other shapes or dtypes, or look channels-first.
     """
-    if images.ndim != 4:
+    if not isinstance(images, np.ndarray):
         raise UserError(
-            f"images of {name} have shape {list(images.shape)}: pass [N, H, W, C], a grey image "
-            "with C = 1."
+            f"images of {name} are a {type(images).__name__}: pass one uint8 NumPy array "
+            "[N, H, W, C], such as numpy.stack(images) of images of one size."
         )
+    check_layout(images.shape, name)
     size = np.array(images.shape[1:3], np.int32)
     arrays = {key: np.asarray(values) for key, values in targets.items()}
     for key, values in arrays.items():
-        _check_target(key, values, images.shape, name)
+        check_target(key, values, images.shape, name)
     return ArraySource(
         name=name,
         num_classes=num_classes,
@@ -302,6 +352,29 @@ def array_source(
     )
 
 
+def check_layout(shape: tuple[int, ...], name: str) -> None:
+    """Refuses images that are not [N, H, W, C], as far as the shape tells.
+
+    [N, C, H, W] is taken to be meant where the last axis is longer than colours and transparency
+    need, and the second is the shortest and has 1 or 3 entries, or comes before two equal ones.
+    Images with many channels are fine if they are higher than that.
+
+    Raises:
+      UserError: if they are not.
+    """
+    if len(shape) != 4:
+        raise UserError(
+            f"images of {name} have shape {list(shape)}: pass [N, H, W, C], a grey image with "
+            "C = 1."
+        )
+    _, first, second, last = shape
+    if last > 4 and first < min(second, last) and (first in (1, 3) or second == last):
+        raise UserError(
+            f"images of {name} have shape {list(shape)}, which looks like [N, C, H, W]: pass "
+            "[N, H, W, C], such as images.transpose(0, 2, 3, 1)."
+        )
+
+
 def abstract_batch(
     source: Source, batch_size: int, sharding: jax.sharding.Sharding | None = None
 ) -> Batch:
@@ -313,11 +386,12 @@ def abstract_batch(
 
 
 def identity(source: Source) -> dict[str, Any]:
-    """What tells one set of examples from another, short of their pixels.
+    """What tells one set of examples from another, wherever it lies.
 
     Returns:
-      JSON: name, number of examples before any cut and after, shape of an image, and a digest of
-      which they are.
+      JSON: ``name``, for people, which may come from the folder's; and what is compared: number of
+      examples before any cut and after, shape of an image, digests of which they are, of the names
+      of their classes and of what `Source.fingerprint` has.
     """
     rows = np.stack([source.positions, source.splits.astype(np.int64)])
     return {
@@ -326,76 +400,25 @@ def identity(source: Source) -> dict[str, Any]:
         "examples": len(source),
         "image_shape": list(source.image_shape),
         "positions_sha256": hashlib.sha256(rows.tobytes()).hexdigest(),
+        "classes_sha256": digests.of_json([source.num_classes, source.class_names]),
+        **{f"{key}_sha256": digest for key, digest in source.fingerprint().items()},
     }
 
 
-def map_chunks(function: Callable[[Rows], T], n: int) -> list[T]:
-    """``function`` of each chunk of the rows 0 .. n-1, in parallel threads, in order."""
-    chunks = np.split(np.arange(n), range(DECODE_CHUNK, n, DECODE_CHUNK))
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        return list(threads.map(function, chunks))
+def identity_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Where two sets of examples differ, one line a key: ``examples: 90 -> 100``.
 
-
-def without_unreadable(source: Source) -> Source:
-    """The source without the rows whose image or mask cannot be decoded.
-
-    Every image is decoded once to find them. The others keep their positions. One warning says how
-    many are left out and names the first.
-
-    Raises:
-      UserError: if none can be read.
+    Args:
+      before: `identity` of the one, perhaps with further keys; ``name`` is not compared.
+      now: that of the other.
     """
-
-    def read(rows: Rows) -> list[tuple[int, str]]:
-        unreadable = []
-        for row in rows:
-            try:
-                source.gather(np.array([row]))
-            except UnreadableImageError as error:
-                unreadable.append((int(row), error.args[0]))
-        return unreadable
-
-    logging.info("reading %d images of %s to find unreadable ones", len(source), source.name)
-    unreadable = [found for part in map_chunks(read, len(source)) for found in part]
-    if not unreadable:
-        return source
-    first = unreadable[0][1]
-    if len(unreadable) == len(source):
-        raise UserError(
-            f"none of the {len(source)} images of {source.name} can be read, the first being "
-            f"{first}: check the files."
-        )
-    logging.warning(
-        "%d of %d images of %s cannot be read and are left out; the first is %s",
-        len(unreadable),
-        len(source),
-        source.name,
-        first,
-    )
-    return source.take(np.delete(np.arange(len(source)), [row for row, _ in unreadable]))
+    return [
+        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted({*before, *now} - {"name"})
+        if before.get(key) != now.get(key)
+    ]
 
 
-def in_memory(source: Source) -> ArraySource:
-    """Decodes every example of a source once, in parallel threads."""
-    logging.info("decoding %d images of %s into memory", len(source), source.name)
-    images = np.empty((len(source), *source.image_shape), np.uint8)
-    sizes = np.empty((len(source), 2), np.int32)
-
-    def decode(rows: Rows) -> dict[str, np.ndarray]:
-        batch = source.gather(rows)
-        images[rows], sizes[rows] = batch["image"], batch["original_size"]
-        return batch["targets"]
-
-    parts = map_chunks(decode, len(source))
-    return ArraySource(
-        name=source.name,
-        num_classes=source.num_classes,
-        class_names=source.class_names,
-        original_size=source.original_size,
-        image_shape=source.image_shape,
-        positions=source.positions,
-        splits=source.splits,
-        images=images,
-        targets={key: np.concatenate([part[key] for part in parts]) for key in parts[0]},
-        sizes=sizes,
-    )
+def shared_fields(source: Source) -> dict[str, Any]:
+    """The fields of `SourceFields`, for a source that is made of another's rows."""
+    return {field.name: getattr(source, field.name) for field in dataclasses.fields(SourceFields)}

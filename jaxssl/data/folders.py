@@ -1,12 +1,12 @@
-"""Image files in folders: with class sub-folders, bare, with COCO's JSON, or with mask images.
+"""Image files in folders: with class sub-folders, bare, or with mask images.
 
 Each kind reads ``data_dir/train`` and, where there are, ``val`` (or ``validation``) and ``test``.
 An example's position is its number in the sorted list of its split's files, by class first where
-there are class sub-folders. Hidden files and folders are passed over.
+there are class sub-folders. What is passed over is counted, see `jaxssl.data.walk`. COCO's folders
+are in `jaxssl.data.coco`.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -15,11 +15,22 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxssl.data.canonical import canonical_boxes, decode_image, decode_mask, padded_boxes
+from jaxssl.data import digests
+from jaxssl.data.canonical import Canonical
+from jaxssl.data.decoding import Decoded, decode_image, decode_mask
 from jaxssl.data.examples import PUBLISHED, Batch, Rows, SourceFields
+from jaxssl.data.walk import (
+    IMAGE_SUFFIXES,
+    Found,
+    composed,
+    files_beside_folders,
+    folders_in,
+    images_in,
+    is_image,
+    merged,
+)
 from jaxssl.errors import UserError
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 PARTS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 
 
@@ -28,25 +39,35 @@ class FolderSource(SourceFields):
     """Image files, decoded when they are asked for.
 
     Attributes:
-      files: one path a row.
+      root: the folder that ``names`` are relative to.
+      canonical: what each image is brought to.
+      names: one file a row.
       targets: arrays that lead with N, as in `Source.gather`; all but ``mask``.
       masks: the path of each row's mask, or None.
-      sizes: int32 [N,2], the (height, width) that each file must have, or None.
+      sizes: int32 [N,2], the (height, width) that each picture must have as shown, or None.
     """
 
-    files: tuple[str, ...]
+    root: str
+    canonical: Canonical
+    names: tuple[str, ...]
     targets: dict[str, np.ndarray]
     masks: tuple[str, ...] | None = None
     sizes: np.ndarray | None = None
     vectorised: bool = dataclasses.field(default=False, init=False)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The path of each row's file."""
+        return tuple(self._path(row) for row in range(len(self)))
+
+    def _path(self, row: int) -> str:
+        return os.path.join(self.root, self.names[row])
+
     def take(self, rows: Rows) -> "FolderSource":
         """See `Source.take`."""
         return dataclasses.replace(
             self,
-            positions=self.positions[rows],
-            splits=self.splits[rows],
-            files=tuple(self.files[row] for row in rows),
+            **self._fields_of(rows),
             targets={key: values[rows] for key, values in self.targets.items()},
             masks=None if self.masks is None else tuple(self.masks[row] for row in rows),
             sizes=None if self.sizes is None else self.sizes[rows],
@@ -56,30 +77,50 @@ class FolderSource(SourceFields):
         """See `Source.gather`.
 
         Raises:
-          UnreadableImageError: if a file is no image that Pillow can read.
-          UserError: if it has another size than its annotation or its mask.
+          UnreadableImageError: if a file is no image that Pillow can decode.
+          UserError: if it cannot be read, or has another size than its annotation or its mask.
         """
-        pairs = [self._read(int(row)) for row in rows]
-        images, sizes = (np.stack(parts) for parts in zip(*pairs, strict=True))
+        read = [self._read(int(row)) for row in rows]
         targets = {key: values[rows] for key, values in self.targets.items()}
         if self.masks is not None:
-            target = self.image_shape[:2]
             targets["mask"] = np.stack(
                 [
-                    decode_mask(self.masks[row], target, (int(h), int(w)), self.masks[row])
-                    for row, (h, w) in zip(rows, sizes, strict=True)
+                    decode_mask(self.masks[row], self.canonical, image.size, self.masks[row])
+                    for row, image in zip(rows, read, strict=True)
                 ]
             )
-        return self._batch(rows, epochs, images, sizes, targets)
+        return self._batch(
+            rows,
+            epochs,
+            np.stack([image.pixels for image in read]),
+            np.array([image.size for image in read], np.int32),
+            targets,
+            np.array([image.content for image in read], np.int32),
+        )
 
-    def _read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        image, size = decode_image(self.files[row], self.image_shape, self.files[row])
-        if self.sizes is not None and (size != self.sizes[row]).any():
+    def _read(self, row: int) -> Decoded:
+        path = self._path(row)
+        image = decode_image(path, self.canonical, 3, path)
+        if self.sizes is not None and (image.size != self.sizes[row]).any():
             raise UserError(
-                f"{self.files[row]} is {size[0]} x {size[1]} pixels but its annotation says "
-                f"{self.sizes[row, 0]} x {self.sizes[row, 1]}: annotate the image as it is stored."
+                f"{path} is {image.size[0]} x {image.size[1]} pixels, upright by its EXIF "
+                f"orientation, but its annotation says {self.sizes[row, 0]} x "
+                f"{self.sizes[row, 1]}: annotate the image as it is shown."
             )
-        return image, size
+        return image
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `Source.fingerprint`; asks the system for the size of every file.
+
+        Raises:
+          UserError: if a file is not there.
+        """
+        sizes = [] if self.sizes is None else self.sizes.tolist()
+        return {
+            "files": digests.of_json([composed(name) for name in self.names]),
+            "targets": digests.of_json([digests.of_arrays(self.targets), sizes]),
+            "content": digests.of_sizes((*self.files, *(self.masks or ()))),
+        }
 
     def with_classes(self, numbers: np.ndarray, names: tuple[str, ...]) -> "FolderSource":
         """The rows of some classes alone.
@@ -98,54 +139,86 @@ class FolderSource(SourceFields):
         )
 
 
-def _part(config: ConfigDict, published: str) -> pathlib.Path:
-    root = pathlib.Path(config.data_dir).expanduser()
-    names = PARTS[published]
-    return next((root / name for name in names if (root / name).is_dir()), root / names[0])
+def data_root(config: ConfigDict) -> pathlib.Path:
+    """The folder of a set, absolute.
+
+    Raises:
+      UserError: if none is given, or it is not there.
+    """
+    if not config.data_dir:
+        raise UserError(
+            f"--config.data.name={config.name} reads a folder: give it with --config.data.data_dir."
+        )
+    try:
+        root = pathlib.Path(config.data_dir).expanduser().absolute()
+    except RuntimeError as error:  # ~name of nobody
+        raise UserError(
+            f"--config.data.data_dir={config.data_dir} is no path ({error}): correct it."
+        ) from error
+    if not root.is_dir():
+        raise UserError(f"{root} is no folder: correct --config.data.data_dir.")
+    return root
 
 
-def _folders_in(folder: pathlib.Path) -> list[str]:
-    if not folder.is_dir():
+def part_of(config: ConfigDict, published: str) -> pathlib.Path:
+    """The folder of a published split, which may not be there.
+
+    Raises:
+      UserError: if there are two.
+    """
+    root = data_root(config)
+    there = [root / name for name in PARTS[published] if (root / name).is_dir()]
+    if len(there) > 1:
+        raise UserError(
+            f"{root} has both {there[0].name}/ and {there[1].name}/: leave one of them."
+        )
+    return there[0] if there else root / PARTS[published][0]
+
+
+def unused_folders(config: ConfigDict, used: Sequence[str]) -> list[str]:
+    """Names of the folders beside those of the published splits ``used``."""
+    if not part_of(config, "train").is_dir():  # a bare folder of images, read as a whole
         return []
-    return sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
+    folders = {part_of(config, published) for published in used}
+    return [name for name, path in folders_in(data_root(config)).items() if path not in folders]
 
 
-def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Image files at any depth, sorted folder by folder."""
-    found = []
-    for where, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                found.append(pathlib.Path(where, name))
-    return sorted(found, key=lambda path: path.parts)
-
-
-def _source(
+def folder_source(
     config: ConfigDict,
     published: str,
     part: pathlib.Path,
-    files: Sequence[pathlib.Path],
+    found: Found,
     targets: dict[str, np.ndarray],
     **fields: Any,
 ) -> FolderSource:
-    if config.image_size <= 0:
+    """A source of files below ``part``; ``fields``: what else differs from the defaults.
+
+    Raises:
+      UserError: if there are no files.
+    """
+    canonical = Canonical.from_config(config)
+    passed_over = found.passed_over
+    if part != data_root(config):
+        beside = files_beside_folders(data_root(config))
+        pictures = {f"{key} beside {part.name}/": n for key, n in beside.items() if is_image(key)}
+        passed_over = merged(passed_over, pictures)
+    if not found.files:
+        counted = ", ".join(passed_over) or "nothing"
         raise UserError(
-            f"image_size={config.image_size} is no canonical size: give the pixels to which the "
-            "images of the folder are resized."
-        )
-    if not files:
-        raise UserError(
-            f"{part} holds no image files ({', '.join(IMAGE_SUFFIXES)}): correct data.data_dir."
+            f"{part} holds no image files ({', '.join(IMAGE_SUFFIXES)}) but {counted}: correct "
+            "--config.data.data_dir."
         )
     defaults = {"num_classes": None, "class_names": None}
     return FolderSource(
-        name=f"{pathlib.Path(config.data_dir).name}/{part.name}",
-        original_size=len(files),
-        image_shape=(config.image_size, config.image_size, 3),
-        positions=np.arange(len(files)),
-        splits=np.full(len(files), PUBLISHED[published], np.int32),
-        files=tuple(str(file) for file in files),
+        name=f"{data_root(config).name}/{part.name}",
+        root=str(part),
+        original_size=len(found.files),
+        image_shape=(*canonical.size, 3),
+        canonical=canonical,
+        positions=np.arange(len(found.files)),
+        splits=np.full(len(found.files), PUBLISHED[published], np.int32),
+        names=tuple(str(file.relative_to(part)) for file in found.files),
+        passed_over=passed_over,
         targets=targets,
         **(defaults | fields),
     )
@@ -153,166 +226,87 @@ def _source(
 
 def class_folder_splits(config: ConfigDict) -> Sequence[str]:
     """The splits of a tree ``<split>/<class>/<image>``."""
-    splits = [name for name in PARTS if _folders_in(_part(config, name))]
+    splits = [name for name in PARTS if folders_in(part_of(config, name))]
     if "train" not in splits:
         raise UserError(
-            f"{config.data_dir or 'data_dir'}/train has no class sub-folders: point data_dir at a "
-            "folder with train/<class>/<image> and val/ or test/<class>/<image>, or set data.name "
-            "to 'images' for images without classes."
+            f"{data_root(config)}/train has no class sub-folders: point --config.data.data_dir at "
+            "a folder with train/<class>/<image> and val/ or test/<class>/<image>, or set "
+            "--config.data.name=images for images without classes."
         )
     return splits
 
 
 def open_class_folders(config: ConfigDict, published: str) -> FolderSource:
-    """Class sub-folders of image files, in sorted order; the classes are those of ``train``."""
-    part = _part(config, published)
-    classes = _folders_in(_part(config, "train"))
-    unknown = sorted(set(_folders_in(part)) - set(classes))
+    """Class sub-folders of image files, in sorted order; the classes are those of ``train``.
+
+    Names of classes are in Unicode's form NFC, by which they are sorted.
+    """
+    part = part_of(config, published)
+    classes = tuple(folders_in(part_of(config, "train")))
+    folders = folders_in(part)
+    unknown = sorted(set(folders) - set(classes))
     if unknown:
         raise UserError(
-            f"{part} has class {unknown[0]!r}, which {_part(config, 'train')} lacks: use the same "
-            "class folders in both."
+            f"{part} has class {unknown[0]!r}, which {part_of(config, 'train')} lacks: use the "
+            "same class folders in both."
         )
-    of_class = [_images_in(part / name) for name in classes]
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in of_class])
-    return _source(
+    of_class = [images_in(folders[name]) if name in folders else Found([], {}) for name in classes]
+    empty = [name for name, found in zip(classes, of_class, strict=True) if not found.files]
+    if published == "train" and empty and len(empty) < len(classes):
+        raise UserError(
+            f"{len(empty)} classes of {part} have no images, the first being {empty[0]!r}: add "
+            "images, or remove the folder."
+        )
+    loose = files_beside_folders(part)
+    found = Found(
+        [file for one in of_class for file in one.files],
+        merged(
+            *(one.passed_over for one in of_class),
+            {f"{key} in no class folder": count for key, count in loose.items()},
+        ),
+    )
+    labels = np.repeat(
+        np.arange(len(classes), dtype=np.int32), [len(one.files) for one in of_class]
+    )
+    return folder_source(
         config,
         published,
         part,
-        [file for files in of_class for file in files],
+        found,
         {"label": labels},
         num_classes=len(classes),
-        class_names=tuple(classes),
+        class_names=classes,
     )
 
 
 def image_splits(config: ConfigDict) -> Sequence[str]:
     """The splits of a folder of images without labels; all is ``train`` without sub-folders."""
-    splits = [name for name in PARTS if _part(config, name).is_dir()]
+    splits = [name for name in PARTS if part_of(config, name).is_dir()]
     if splits and "train" not in splits:
         raise UserError(
-            f"{config.data_dir} has {_part(config, splits[0]).name}/ but no train/: add it, or "
-            "point data.data_dir at the one folder that holds the images."
+            f"{data_root(config)} has {part_of(config, splits[0]).name}/ but no train/: add it, or "
+            "point --config.data.data_dir at the one folder that holds the images."
         )
     return splits or ("train",)
 
 
 def open_images(config: ConfigDict, published: str) -> FolderSource:
     """All image files of a folder at any depth, without labels."""
-    part = _part(config, published)
+    part = part_of(config, published)
     if not part.is_dir():
-        part = pathlib.Path(config.data_dir).expanduser()
-    return _source(config, published, part, _images_in(part) if config.data_dir else [], {})
-
-
-def _coco_json(config: ConfigDict, published: str) -> pathlib.Path:
-    part = _part(config, published)
-    return part.parent / f"instances_{part.name}.json"
-
-
-def coco_splits(config: ConfigDict) -> Sequence[str]:
-    """The splits that have both a folder of images and a JSON with their boxes."""
-    splits = [
-        name
-        for name in PARTS
-        if _part(config, name).is_dir() and _coco_json(config, name).is_file()
-    ]
-    if "train" not in splits:
-        raise UserError(
-            f"{config.data_dir or 'data_dir'} is no COCO folder: it must have train/ with the "
-            "images and instances_train.json beside it, and likewise for val and test."
-        )
-    return splits
-
-
-def open_coco(config: ConfigDict, published: str) -> FolderSource:
-    """Images with boxes from COCO's JSON; those that it does not list are passed over.
-
-    Targets are ``boxes`` and ``box_labels``. A class is the number of its category in order of the
-    category id of ``instances_train.json``. Boxes marked ``iscrowd`` are left out: they surround
-    a group, and COCO's own scores do not count them. M is the most boxes that an image has.
-    """
-    path, part = _coco_json(config, published), _part(config, published)
-    train = _read_json(_coco_json(config, "train"))
-    found = _read_json(path)
-    try:
-        categories = {c["id"]: c["name"] for c in train["categories"]}
-        if {c["id"]: c["name"] for c in found["categories"]} != categories:
-            raise UserError(
-                f"{path} has other categories than {_coco_json(config, 'train')}: use the same "
-                "list in both."
-            )
-        numbers = {identity: number for number, identity in enumerate(sorted(categories))}
-        images = sorted(found["images"], key=lambda image: image["file_name"])
-        sizes = np.array([(i["height"], i["width"]) for i in images], np.int32).reshape(-1, 2)
-        rows = {image["id"]: row for row, image in enumerate(images)}
-        boxes: list[list[tuple[float, ...]]] = [[] for _ in images]
-        labels: list[list[int]] = [[] for _ in images]
-        for annotation in found["annotations"]:
-            if annotation.get("iscrowd", 0):
-                continue
-            x, y, width, height = (float(value) for value in annotation["bbox"])
-            boxes[rows[annotation["image_id"]]].append((y, x, y + height, x + width))
-            labels[rows[annotation["image_id"]]].append(numbers[annotation["category_id"]])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is not COCO's JSON of boxes ({type(error).__name__}: {error}): it needs "
-            "images (id, file_name, height, width), annotations (image_id, category_id, bbox as "
-            "x, y, width, height) and categories (id, name)."
-        ) from error
-    target = (config.image_size, config.image_size)
-    return _source(
-        config,
-        published,
-        part,
-        [part / image["file_name"] for image in images],
-        _box_targets(boxes, labels, sizes, target) if config.image_size > 0 else {},
-        class_names=tuple(categories[identity] for identity in sorted(categories)),
-        sizes=sizes,
-    )
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): write it again.") from error
-
-
-def _box_targets(
-    boxes: list[list[tuple[float, ...]]],
-    labels: list[list[int]],
-    sizes: np.ndarray,
-    target: tuple[int, int],
-) -> dict[str, np.ndarray]:
-    kept = [
-        canonical_boxes(
-            np.array(one, np.float64).reshape(-1, 4),
-            np.array(classes, np.int32),
-            (int(height), int(width)),
-            target,
-        )
-        for one, classes, (height, width) in zip(boxes, labels, sizes, strict=True)
-    ]
-    room = max([len(classes) for _, classes in kept], default=0)
-    padded = [padded_boxes(*pair, max(room, 1)) for pair in kept]
-    if not padded:
-        return {}
-    return {
-        "boxes": np.stack([pair[0] for pair in padded]),
-        "box_labels": np.stack([pair[1] for pair in padded]),
-    }
+        part = data_root(config)
+    return folder_source(config, published, part, images_in(part), {})
 
 
 def mask_splits(config: ConfigDict) -> Sequence[str]:
     """The splits that have both ``images`` and ``masks``."""
     splits = [
-        name for name in PARTS if {"images", "masks"} <= set(_folders_in(_part(config, name)))
+        name for name in PARTS if {"images", "masks"} <= set(folders_in(part_of(config, name)))
     ]
     if "train" not in splits:
         raise UserError(
-            f"{config.data_dir or 'data_dir'} is no folder with masks: it must have train/images "
-            "and train/masks with files of the same names, and likewise for val and test."
+            f"{data_root(config)} is no folder with masks: it must have train/images and "
+            "train/masks with files of the same names, and likewise for val and test."
         )
     return splits
 
@@ -320,17 +314,42 @@ def mask_splits(config: ConfigDict) -> Sequence[str]:
 def open_masks(config: ConfigDict, published: str) -> FolderSource:
     """Images, each with a mask of the same name but for the suffix; the target ``mask``.
 
-    A mask is a grey or palette image whose values are the classes 0 .. K-1, and 255 for none. It is
-    brought to the canonical size as its image is, but by the nearest pixel.
+    A mask is a lossless grey or palette image whose stored values are the classes 0 .. K-1, and 255
+    for none. It is brought to the canonical size as its image is, but by the nearest pixel.
     """
-    part = _part(config, published)
-    files, masks = (_images_in(part / folder) for folder in ("images", "masks"))
-    named = {mask.relative_to(part / "masks").with_suffix(""): str(mask) for mask in masks}
-    names = [file.relative_to(part / "images").with_suffix("") for file in files]
-    missing = [file for file, name in zip(files, names, strict=True) if name not in named]
+    part = part_of(config, published)
+    images, masks = (images_in(part / folder) for folder in ("images", "masks"))
+    image_of, mask_of = (
+        _by_stem(found, part / folder) for found, folder in ((images, "images"), (masks, "masks"))
+    )
+    missing = [stem for stem in image_of if stem not in mask_of]
     if missing:
+        first = image_of[missing[0]]
         raise UserError(
-            f"{len(missing)} images of {part} have no mask, the first being {missing[0].name}: add "
-            f"{part}/masks/{missing[0].stem}.png, or take the images away."
+            f"{len(missing)} images of {part} have no mask, the first being {first.name}: add "
+            f"{part}/masks/{first.stem}.png, or take the images away."
         )
-    return _source(config, published, part, files, {}, masks=tuple(named[name] for name in names))
+    spare = {"masks without an image": len(mask_of) - len(image_of)}
+    passed_over = merged(images.passed_over, masks.passed_over, spare)
+    return folder_source(
+        config,
+        published,
+        part,
+        Found(images.files, passed_over),
+        {},
+        masks=tuple(str(mask_of[stem]) for stem in image_of),
+    )
+
+
+def _by_stem(found: Found, folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The files by their path in the folder without suffix, which must tell them apart."""
+    result: dict[str, pathlib.Path] = {}
+    for file in found.files:
+        stem = composed(str(file.relative_to(folder).with_suffix("")))
+        if stem in result:
+            raise UserError(
+                f"{folder} has both {result[stem].name} and {file.name}, so that nothing says "
+                "which image and which mask belong together: rename or remove one."
+            )
+        result[stem] = file
+    return result

@@ -14,7 +14,8 @@ import PIL.Image
 from jaxtyping import Int, UInt, UInt8
 from numpy.lib.stride_tricks import sliding_window_view
 
-from jaxssl.data.examples import ArraySource, Batch, Rows, Source, SourceFields, in_memory
+from jaxssl.data.examples import ArraySource, Batch, Rows, Source, SourceFields
+from jaxssl.data.passes import in_memory
 from jaxssl.errors import UserError, choose
 from jaxssl.randomness import Purpose, Split, host_bits
 
@@ -181,6 +182,10 @@ class MultiDigits(SourceFields):
         sizes = np.full((len(rows), 2), self.canvas, np.int32)
         return self._batch(rows, epochs, images, sizes, {"presence": presence, "slots": slots})
 
+    def fingerprint(self) -> dict[str, str]:
+        """See `Source.fingerprint`; of the digits."""
+        return self.digits.fingerprint()
+
 
 def multi_digits(
     base: Source,
@@ -240,6 +245,8 @@ def multi_digits(
         image_shape=(canvas, canvas, 1),
         positions=base.positions,
         splits=base.splits,
+        passed_over=base.passed_over,
+        left_out=base.left_out,
         digits=digits,
         digit_classes=classes,
         canvas=canvas,
@@ -286,6 +293,10 @@ class SingleDigit(SourceFields):
         labels = self.digits.targets["label"][rows]
         return self._batch(rows, epochs, images, sizes, {"label": labels})
 
+    def fingerprint(self) -> dict[str, str]:
+        """See `Source.fingerprint`; of the digits."""
+        return self.digits.fingerprint()
+
 
 def single_digit(base: Source, *, canvas: int, size: int, seed: int) -> SingleDigit:
     """What encoders of `multi_digits` are probed on: each digit of a set, alone on a canvas.
@@ -313,6 +324,8 @@ def single_digit(base: Source, *, canvas: int, size: int, seed: int) -> SingleDi
         image_shape=(canvas, canvas, 1),
         positions=base.positions,
         splits=base.splits,
+        passed_over=base.passed_over,
+        left_out=base.left_out,
         digits=digits,
         canvas=canvas,
         size=size,

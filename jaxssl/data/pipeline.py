@@ -11,6 +11,7 @@ import functools
 import os
 import weakref
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import grain
 import jax
@@ -66,6 +67,49 @@ def _shuffled(entries: np.ndarray, n: int, data_seed: int) -> tuple[np.ndarray, 
         here = epochs == epoch
         rows[here] = order(data_seed, epoch, n)[offsets[here]]
     return rows, epochs.astype(np.int32)
+
+
+class Repeats(NamedTuple):
+    """How often a batch that straddles two epochs holds an image twice.
+
+    Attributes:
+      batches: number of such batches.
+      images: mean number of images that they hold twice.
+    """
+
+    batches: int
+    images: float
+
+
+MAX_BORDERS = 100
+MAX_SORTED_ROWS = 10**7
+
+
+def repeats(n: int, batch_size: int, data_seed: int, num_steps: int) -> Repeats:
+    """How many batches of a run hold an image twice, and how many of them on average.
+
+    Exact for up to `MAX_BORDERS` borders between epochs, or fewer in a set of more than 50,000
+    images, since the order of each epoch takes a sort; of more, as many are looked at, evenly
+    spread, and the number of batches is theirs in proportion.
+
+    Args:
+      n: rows of the set, at least ``batch_size``.
+      batch_size: B, over all processes.
+      data_seed: seed of the data stream.
+      num_steps: batches of the run.
+    """
+    last = max(num_steps * batch_size - 1, 0) // n  # the last epoch that is begun
+    cut = np.arange(1, last + 1)
+    cut = cut[cut * n % batch_size != 0]
+    looked_at = max(min(len(cut), MAX_BORDERS, MAX_SORTED_ROWS // (2 * n)), 1)
+    counts = []
+    for epoch in cut[np.arange(looked_at) * len(cut) // looked_at] if len(cut) else ():
+        before = int(epoch * n % batch_size)  # rows that the batch has of the epoch that ends
+        ending, beginning = (order(data_seed, int(e), n) for e in (epoch - 1, epoch))
+        counts.append(len(np.intersect1d(ending[n - before :], beginning[: batch_size - before])))
+    found = [count for count in counts if count]
+    share = len(found) / max(len(counts), 1)
+    return Repeats(round(share * len(cut)), float(np.mean(found)) if found else 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,11 +218,33 @@ def train_batches(
       An iterator of batches as `Source.gather` gives them. Closing or dropping it stops the read.
 
     Raises:
-      UserError: at once, if the batch does not divide over the processes or the source is empty.
+      UserError: at once, if the batch does not divide over the processes, the source is empty or
+        has fewer images than a batch.
     """
     blocks = _blocks(source, batch_size, process_index, process_count)
+    check_distinct(source, batch_size)
     read = _TrainReader(source, data_seed)
     return Batches(_dataset(read, blocks, start_step, num_steps, prefetch, workers))
+
+
+def check_distinct(source: Source, batch_size: int) -> None:
+    """Refuses a training batch that would hold an image twice wherever it lies.
+
+    `train_batches` does so too; a program asks before it makes a directory.
+
+    Args:
+      source: training examples.
+      batch_size: global batch size.
+
+    Raises:
+      UserError: if the batch is larger than the set.
+    """
+    if batch_size > len(source):
+        raise UserError(
+            f"--config.batch_size={batch_size} is more than the {len(source)} images of "
+            f"{source.name}, so that a batch would hold an image twice: it must be at most "
+            f"{len(source)}."
+        )
 
 
 def eval_batches(
@@ -250,7 +316,11 @@ def _dataset(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         records = records.mp_prefetch(grain.MultiprocessingOptions(workers, ahead))
-    return records.batch(size)
+    batches = records.batch(size)
+    if not prefetch:
+        return batches
+    # Putting a batch together takes the time of a step, so it is not left to the caller's thread.
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1)
 
 
 def _read_options(threads: int, buffer: int) -> grain.ReadOptions:

@@ -4,6 +4,7 @@ Cuts (a held-out validation part, fewer training images) are functions of an exa
 alone: no draw, no seed.
 """
 
+import contextlib
 import dataclasses
 import fractions
 from collections.abc import Callable, Sequence
@@ -13,27 +14,28 @@ import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
+from jaxssl.data.canonical import check_unscaled
+from jaxssl.data.coco import coco_splits, open_coco
 from jaxssl.data.composed import COMPOSED
 from jaxssl.data.examples import (
     PUBLISHED,
     ArraySource,
     Source,
     array_source,
-    in_memory,
-    without_unreadable,
 )
 from jaxssl.data.folders import (
     FolderSource,
     class_folder_splits,
-    coco_splits,
     image_splits,
     mask_splits,
     open_class_folders,
-    open_coco,
     open_images,
     open_masks,
+    unused_folders,
 )
 from jaxssl.data.imagenet100 import IMAGENET100
+from jaxssl.data.npy import npy_splits, open_npy
+from jaxssl.data.passes import in_memory, without_unreadable
 from jaxssl.data.tfds_sets import TfdsSource, open_tfds, tfds_splits
 from jaxssl.errors import UserError, choose
 from jaxssl.randomness import check_seed
@@ -45,10 +47,13 @@ __all__ = [
     "Source",
     "TfdsSource",
     "array_source",
+    "check_view_size",
     "cut",
     "in_memory",
     "load",
     "pretraining_split",
+    "taken_from",
+    "unused",
 ]
 
 CLASS_LISTS = {"imagenet100": IMAGENET100}
@@ -82,8 +87,8 @@ def hold_out(
     """
     if not 0 <= fraction < 1:
         raise UserError(
-            f"{key}={fraction} is no share of the train split: choose one of at least 0 and below "
-            "1."
+            f"--config.data.{key}={fraction} is no share of the train split: choose one of at "
+            "least 0 and below 1."
         )
     held = spread(len(listing), fractions.Fraction(fraction).limit_denominator(10**6))
     return listing[held], listing[~held]
@@ -116,8 +121,8 @@ def cut(
         return _some(held, "validation_fraction", validation_fraction, len(listing))
     if not 0 <= train_examples <= len(rest):
         raise UserError(
-            f"train_examples={train_examples} but {len(rest)} training images are left of "
-            f"{len(listing)}: choose at most that many, or 0 for all."
+            f"--config.data.train_examples={train_examples} but {len(rest)} training images are "
+            f"left of {len(listing)}: choose at most that many, or 0 for all."
         )
     kept = spread(len(rest), fractions.Fraction(train_examples or len(rest), len(rest)))
     return np.sort(rest[kept])
@@ -126,8 +131,8 @@ def cut(
 def _some(held: np.ndarray, key: str, fraction: float, n: int) -> np.ndarray:
     if not len(held):
         raise UserError(
-            f"{key}={fraction} of {n} training images is no image: raise it to at least "
-            f"{1 / n:.2g}."
+            f"--config.data.{key}={fraction} of {n} training images is no image: raise it to at "
+            f"least {1 / n:.2g}."
         )
     return np.sort(held)
 
@@ -141,10 +146,12 @@ class Kind:
         pretraining sees other examples than training does. Its first rows are then those of
         ``"train"``, and what follows them is for pretraining alone.
       open: a whole published split, or ``"pretrain"``.
+      unused: names of the folders beside those of the given published splits.
     """
 
     splits: Callable[[ConfigDict], Sequence[str]]
     open: Callable[[ConfigDict, str], Source]
+    unused: Callable[[ConfigDict, Sequence[str]], Sequence[str]] = lambda config, used: ()
 
 
 def _digits_splits(config: ConfigDict) -> Sequence[str]:
@@ -159,6 +166,7 @@ def _open_digits(config: ConfigDict, published: str) -> ArraySource:
     """
     import sklearn.datasets
 
+    check_unscaled(config.scale, "digits")
     bunch = sklearn.datasets.load_digits()
     part = slice(-DIGITS_TEST, None) if published == "test" else slice(None, -DIGITS_TEST)
     images = np.rint(bunch.images[part, :, :, None] * (255 / 16)).astype(np.uint8)
@@ -174,10 +182,11 @@ def _open_digits(config: ConfigDict, published: str) -> ArraySource:
 
 KINDS = {
     "digits": Kind(_digits_splits, _open_digits),
-    "folder": Kind(class_folder_splits, open_class_folders),
-    "images": Kind(image_splits, open_images),
-    "coco_folder": Kind(coco_splits, open_coco),
-    "mask_folder": Kind(mask_splits, open_masks),
+    "folder": Kind(class_folder_splits, open_class_folders, unused_folders),
+    "images": Kind(image_splits, open_images, unused_folders),
+    "coco_folder": Kind(coco_splits, open_coco, unused_folders),
+    "mask_folder": Kind(mask_splits, open_masks, unused_folders),
+    "npy": Kind(npy_splits, open_npy),
 }
 TFDS = Kind(tfds_splits, open_tfds)
 
@@ -194,8 +203,8 @@ def _published_split(split: str, available: Sequence[str], config: ConfigDict) -
         if config.test_fraction > 0:
             return "train"
         raise UserError(
-            f"{config.name!r} has no test split: set data.test_fraction to hold out a part of the "
-            "train split."
+            f"{config.name!r} has no test split: set --config.data.test_fraction to hold out a "
+            "part of the train split."
         )
     if split != "validation":
         raise UserError(f"split {split!r} is unknown: choose pretrain, train, validation or test.")
@@ -204,8 +213,8 @@ def _published_split(split: str, available: Sequence[str], config: ConfigDict) -
     if {"validation", "test"} <= set(available):
         return "validation"
     raise UserError(
-        f"{config.name!r} has no validation split of its own: set data.validation_fraction to "
-        "hold out a part of the train split."
+        f"{config.name!r} has no validation split of its own: set "
+        "--config.data.validation_fraction to hold out a part of the train split."
     )
 
 
@@ -225,12 +234,12 @@ def _open(kind: Kind, config: ConfigDict, published: str) -> Source:
     source = kind.open(config, published)
     if not config.classes:
         return source
-    wanted = choose("data.classes", config.classes, CLASS_LISTS)
+    wanted = choose("--config.data.classes", config.classes, CLASS_LISTS)
     names = source.class_names or ()
     missing = [name for name in wanted if name not in names]
     if missing or source.num_classes is None or not isinstance(source, FolderSource | TfdsSource):
         raise UserError(
-            f"data.classes={config.classes!r} but {source.name} lacks {len(missing)} of its "
+            f"--config.data.classes={config.classes} but {source.name} lacks {len(missing)} of its "
             f"{len(wanted)} classes, such as {(missing or wanted)[0]!r}: use a set with labels of "
             "those classes, or ''."
         )
@@ -266,6 +275,54 @@ def pretraining_split(config: ConfigDict) -> str:
     return "pretrain" if "pretrain" in KINDS.get(config.name, TFDS).splits(config) else "train"
 
 
+def taken_from(config: ConfigDict) -> dict[str, str]:
+    """The published split that each split is a part of, but for splits that are not to be had.
+
+    Args:
+      config: the ``data`` group.
+    """
+    if config.name in COMPOSED:
+        return {}
+    available = KINDS.get(config.name, TFDS).splits(config)
+    taken = {}
+    for split in ("pretrain", "train", "validation", "test"):
+        with contextlib.suppress(UserError):
+            taken[split] = _published_split(split, available, config)
+    return taken
+
+
+def unused(config: ConfigDict) -> list[str]:
+    """Names of the published splits, or of all folders, that no split is a part of.
+
+    Args:
+      config: the ``data`` group.
+    """
+    if config.name in COMPOSED:
+        return []
+    kind = KINDS.get(config.name, TFDS)
+    used = sorted(set(taken_from(config).values()) - {"pretrain"})
+    folders = list(kind.unused(config, used))
+    return folders or [name for name in kind.splits(config) if name not in (*used, "pretrain")]
+
+
+def check_view_size(source: Source, view_size: int) -> None:
+    """Refuses images that were made smaller than a view of them.
+
+    Args:
+      source: the examples.
+      view_size: side of the largest view in pixels.
+
+    Raises:
+      UserError: if the images vary in size and ``image_size`` is below it.
+    """
+    if source.canonical is not None and min(source.canonical.size) < view_size:
+        raise UserError(
+            f"--config.data.image_size={min(source.canonical.size)} is below the {view_size} "
+            f"pixels of a view, which would blow the images of {source.name} up: set "
+            f"--config.data.image_size to at least {view_size}."
+        )
+
+
 def _open_composed(config: ConfigDict, split: str) -> Source:
     """A set made of other sets, which are cut as they are by themselves."""
     composition = COMPOSED[config.name]
@@ -273,10 +330,15 @@ def _open_composed(config: ConfigDict, split: str) -> Source:
     missing = [key for key in composition.reads if key not in given]
     if missing:
         raise UserError(
-            f"data.name={config.name!r} reads data.compose, which lacks {', '.join(missing)}: "
-            f"start from the recipe configs/pretrain/{config.name}.py."
+            f"--config.data.name={config.name} reads data.compose, which lacks "
+            f"{', '.join(missing)}: start from the recipe configs/pretrain/{config.name}.py."
         )
-    check_seed("data.compose.seed", config.compose.seed)
+    check_seed("--config.data.compose.seed", config.compose.seed)
+    if config.fit != "crop":
+        raise UserError(
+            f"--config.data.fit={config.fit} is not for {config.name!r}, a set composed of others: "
+            "use --config.data.fit=crop."
+        )
 
     def open_base(name: str, **changes: Any) -> Source:
         if name in COMPOSED:
@@ -306,16 +368,17 @@ def load(config: ConfigDict, split: str, *, memory_limit_bytes: int = 2**31) -> 
 
     Args:
       config: the ``data`` group. ``name``: a key of `COMPOSED`, with a group ``compose``;
-        ``"digits"``; ``"folder"``, ``"images"``,
-        ``"coco_folder"`` or ``"mask_folder"`` (see `jaxssl.data.folders`); or the name of a TFDS
+        ``"digits"``; ``"folder"``, ``"images"`` or ``"mask_folder"`` (see `jaxssl.data.folders`);
+        ``"coco_folder"`` (`jaxssl.data.coco`); ``"npy"`` (`jaxssl.data.npy`); or the name of a TFDS
         set, ``name[/config][:version]``. ``data_dir``: root of the folder or of TFDS; ``""``:
         ``TFDS_DATA_DIR``, or TFDS's default. ``image_size``: canonical height and width in pixels
-        of a set whose images vary in size. ``classes``: ``""``, or a list of `CLASS_LISTS`: its
-        classes alone, numbered in the order of their names; a TFDS set is then read through once
-        to learn the labels, a folder is not. ``test_fraction``, ``validation_fraction``,
-        ``train_examples``: see above. ``unreadable``: ``"refuse"`` an image that cannot be decoded
-        when it is met, or ``"skip"`` it: the rows that are left after all cuts are then decoded
-        once more, now, and the unreadable ones left out.
+        of a set whose images vary in size; ``fit``, ``background``, ``scale``: how they are brought
+        to it, see `jaxssl.data.canonical.Canonical`. ``classes``: ``""``, or a list of
+        `CLASS_LISTS`: its classes alone, numbered in the order of their names; a TFDS set is then
+        read through once to learn the labels, a folder is not. ``test_fraction``,
+        ``validation_fraction``, ``train_examples``: see above. ``unreadable``: ``"refuse"`` an
+        image that cannot be decoded when it is met, or ``"skip"`` it: the rows that are left after
+        all cuts are then decoded once more, now, and the unreadable ones left out.
       split: ``"pretrain"``, ``"train"``, ``"validation"`` or ``"test"``.
       memory_limit_bytes: a set whose canonical images take at most this is decoded once into
         memory; a larger one is read record by record. The batches are the same.
@@ -325,7 +388,7 @@ def load(config: ConfigDict, split: str, *, memory_limit_bytes: int = 2**31) -> 
     """
     if config.name in COMPOSED:
         return _open_composed(config, split)
-    skip = choose("data.unreadable", config.unreadable, {"refuse": False, "skip": True})
+    skip = choose("--config.data.unreadable", config.unreadable, {"refuse": False, "skip": True})
     kind = KINDS.get(config.name, TFDS)
     available = kind.splits(config)
     published = _published_split(split, available, config)

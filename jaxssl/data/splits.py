@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxssl.corruptions.apply import DRAWN, Corruptor
-from jaxssl.data.examples import ArraySource, Batch, Rows, Source, SourceFields
+from jaxssl.data.examples import ArraySource, Batch, Rows, Source, SourceFields, shared_fields
 from jaxssl.data.sources import load, pretraining_split
 from jaxssl.errors import UserError
 
@@ -35,10 +35,11 @@ class CorruptedSource(SourceFields):
 
     def take(self, rows: Rows) -> "CorruptedSource":
         """See `Source.take`."""
-        source = self.source.take(rows)
-        return dataclasses.replace(
-            self, positions=source.positions, splits=source.splits, source=source
-        )
+        return dataclasses.replace(self, source=self.source.take(rows), **self._fields_of(rows))
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `Source.fingerprint`."""
+        return self.source.fingerprint()
 
     def gather(self, rows: Rows, epochs: Rows | None = None) -> Batch:
         """See `Source.gather`; with ``corruption`` [B, ...] where the device is to corrupt."""
@@ -64,12 +65,19 @@ def corrupted(source: Source, corruption: ConfigDict, view_size: int) -> Source:
     shape = (view_size, view_size, source.image_shape[2])
     if corruption.name == "none":
         return source
+    canonical = source.canonical
+    if canonical and canonical.fit != "crop" and not corruptor.after_augmentation:
+        raise UserError(
+            f"--config.corruption.name={config.corruption.name} before augmentation would corrupt "
+            f"the padding too that --config.data.fit={canonical.fit} leaves: use "
+            "--config.data.fit=crop, or --config.corruption.order=aug_corrupt."
+        )
     # A permutation of an image's own is drawn here even if the device applies it, so that it is the
     # same in either order.
     if corruptor.after_augmentation and corruptor.corruption.drawn != "image":
         return source
     wrapped = CorruptedSource(
-        **{field.name: getattr(source, field.name) for field in dataclasses.fields(SourceFields)},
+        **shared_fields(source),
         source=source,
         corruptor=corruptor,
         drawn_shape=shape,

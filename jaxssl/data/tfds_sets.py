@@ -15,13 +15,11 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxssl.data.canonical import (
-    canonical_boxes,
-    decode_image,
-    decode_mask,
-    padded_boxes,
-)
-from jaxssl.data.examples import PUBLISHED, Batch, Rows, SourceFields, check_labels, map_chunks
+from jaxssl.data import digests
+from jaxssl.data.canonical import NO_CLASS, Canonical, Size, canonical_boxes, padded_boxes
+from jaxssl.data.decoding import decode_image, decode_mask
+from jaxssl.data.examples import PUBLISHED, Batch, Rows, SourceFields, check_labels
+from jaxssl.data.passes import map_chunks
 from jaxssl.errors import UserError
 from jaxssl.randomness import Split
 
@@ -29,12 +27,11 @@ from jaxssl.randomness import Split
 TESTED_ON_VALIDATION = ("imagenet2012", "places365_small", "coco", "voc/2012")
 MAX_OBJECTS = 128
 
-Size = tuple[int, int]
 Targets = dict[str, np.ndarray]
-ReadTargets = Callable[[dict[str, Any], Size, Size, str], Targets]
+ReadTargets = Callable[[dict[str, Any], Size, Canonical, str], Targets]
 
 
-def _objects(record: dict[str, Any], size: Size, target: Size, where: str) -> Targets:
+def _objects(record: dict[str, Any], size: Size, canonical: Canonical, where: str) -> Targets:
     """``boxes`` and ``box_labels`` of COCO and PASCAL VOC; M = 128.
 
     COCO's ``is_crowd`` boxes are left out, VOC's ``is_difficult`` ones are kept.
@@ -43,10 +40,10 @@ def _objects(record: dict[str, Any], size: Size, target: Size, where: str) -> Ta
     labels = np.array(objects["label"], np.int32)
     shares = np.array(objects["bbox"], np.float32).reshape(-1, 4)
     kept = ~np.array(objects.get("is_crowd", np.zeros(len(labels))), bool)
-    return _boxes(shares[kept], labels[kept], size, target, MAX_OBJECTS, where)
+    return _boxes(shares[kept], labels[kept], size, canonical, MAX_OBJECTS, where)
 
 
-def _pet(record: dict[str, Any], size: Size, target: Size, where: str) -> Targets:
+def _pet(record: dict[str, Any], size: Size, canonical: Canonical, where: str) -> Targets:
     """Oxford-IIIT Pet: ``mask`` and the box of the head.
 
     ``mask`` is the trimap counted from 0: 0 the animal, 1 the background, 2 the border between.
@@ -54,23 +51,25 @@ def _pet(record: dict[str, Any], size: Size, target: Size, where: str) -> Target
     0 a cat and 1 a dog.
     """
     # Zero, which the trimap does not use, wraps around to 255.
-    mask = decode_mask(record["segmentation_mask"], target, size, where) - np.uint8(1)
+    encoded = record["segmentation_mask"]
+    mask = decode_mask(encoded, canonical, size, where, upright=False)
+    mask = np.where(mask == NO_CLASS, NO_CLASS, mask - np.uint8(1))
     if "head_bbox" not in record:  # before version 4
         return {"mask": mask}
     head = np.asarray(record["head_bbox"], np.float32).reshape(1, 4)
     species = np.array([record["species"]])
-    return {"mask": mask} | _boxes(head, species, size, target, 1, where)
+    return {"mask": mask} | _boxes(head, species, size, canonical, 1, where)
 
 
 def _boxes(
-    shares: np.ndarray, labels: np.ndarray, size: Size, target: Size, room: int, where: str
+    shares: np.ndarray, labels: np.ndarray, size: Size, canonical: Canonical, room: int, where: str
 ) -> Targets:
     if len(labels) > room:
         raise UserError(
             f"{where} has {len(labels)} boxes, more than {room}: leave the example out of the set."
         )
     pixels = shares.astype(np.float64) * np.array((*size, *size))
-    boxes, box_labels = padded_boxes(*canonical_boxes(pixels, labels, size, target), room)
+    boxes, box_labels = padded_boxes(*canonical_boxes(pixels, labels, size, canonical), room)
     return {"boxes": boxes, "box_labels": box_labels}
 
 
@@ -90,9 +89,13 @@ class TfdsSource(SourceFields):
       records: what ``tfds.data_source`` gives for the whole original split, images left encoded.
       beside: reads the targets of a record other than its label; None: it has none.
       numbers: int32, the label of each published one; None: as published.
+      form: what each image is brought to, also where all have one size.
+      version: name and version of the set, and the bytes of its files.
     """
 
     records: Any
+    form: Canonical
+    version: str
     beside: ReadTargets | None = None
     numbers: np.ndarray | None = None
     vectorised: bool = dataclasses.field(default=False, init=False)
@@ -109,19 +112,32 @@ class TfdsSource(SourceFields):
           UserError: if the set is incomplete or a label is out of range.
         """
         records = self._records(rows)
-        images, sizes, targets = [], [], []
+        images, targets = [], []
         for record, position in zip(records, self.positions[rows], strict=True):
             where = f"record {position} of {self.name}"
-            image, size = decode_image(record["image"], self.image_shape, where)
+            # TFDS's own reader turns no image upright, and boxes and masks are of what it gives.
+            upright = self.beside is None
+            channels = self.image_shape[2]
+            image = decode_image(record["image"], self.form, channels, where, upright=upright)
             images.append(image)
-            sizes.append(size)
             if self.beside is not None:
-                before = (int(size[0]), int(size[1]))
-                targets.append(self.beside(record, before, self.image_shape[:2], where))
+                targets.append(self.beside(record, image.size, self.form, where))
         stacked = {} if self.num_classes is None else {"label": self._labels(records)}
         for key in targets[0] if targets else ():
             stacked[key] = np.stack([one[key] for one in targets])
-        return self._batch(rows, epochs, np.stack(images), np.stack(sizes), stacked)
+        return self._batch(
+            rows,
+            epochs,
+            np.stack([image.pixels for image in images]),
+            np.array([image.size for image in images], np.int32),
+            stacked,
+            np.array([image.content for image in images], np.int32),
+        )
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `Source.fingerprint`."""
+        numbers = None if self.numbers is None else self.numbers.tolist()
+        return {"content": digests.of_json([self.version, numbers])}
 
     def _records(self, rows: Rows) -> Sequence[dict[str, Any]]:
         with _whole_files(self.name):
@@ -168,7 +184,7 @@ def _builder(config: ConfigDict) -> Any:
     command = f"tfds build {config.name} --data_dir={directory} --file_format=array_record"
     unprepared = (
         f"TFDS set {config.name!r} is not prepared in {directory}: set TFDS_DATA_DIR or "
-        f"data.data_dir, or prepare it with `{command}` where tensorflow is installed"
+        f"--config.data.data_dir, or prepare it with `{command}` where tensorflow is installed"
     )
     try:
         builder = _find_builder(config.name, directory)
@@ -177,7 +193,7 @@ def _builder(config: ConfigDict) -> Any:
     except (tfds.core.registered.DatasetNotFoundError, AssertionError, ValueError) as error:
         raise UserError(
             f"data set {config.name!r} is no kind of folder, nor is it known to TFDS or prepared "
-            f"in {directory} ({str(error).splitlines()[0]}): correct data.name."
+            f"in {directory} ({str(error).splitlines()[0]}): correct --config.data.name."
         ) from error
     if not builder.info.splits:
         by_hand = f", after putting the archives it asks for in {directory}/downloads/manual"
@@ -231,13 +247,8 @@ def open_tfds(config: ConfigDict, published: str) -> TfdsSource:
             "an image-classification set."
         )
     height, width, channels = image.shape
-    if None in (height, width):
-        if config.image_size <= 0:
-            raise UserError(
-                f"images of {config.name!r} vary in size: give data.image_size, the pixels to "
-                "which they are resized."
-            )
-        height = width = config.image_size
+    varies = None in (height, width)
+    form = Canonical.from_config(config, None if varies else (height, width))
     pretrain = published == "pretrain"
     if pretrain or not isinstance(label, tfds.features.ClassLabel):
         label = None
@@ -258,6 +269,9 @@ def open_tfds(config: ConfigDict, published: str) -> TfdsSource:
             decoders={key: tfds.decode.SkipDecoding() for key in encoded},
         )
         size = len(records)
+    parts = [
+        builder.info.splits[p] for p in (("train", "unlabelled") if pretrain else (published,))
+    ]
     splits = np.full(size, PUBLISHED["train" if pretrain else published], np.int32)
     if pretrain:
         splits[builder.info.splits["train"].num_examples :] = Split.UNLABELLED
@@ -266,9 +280,12 @@ def open_tfds(config: ConfigDict, published: str) -> TfdsSource:
         num_classes=None if label is None else label.num_classes,
         class_names=None if label_of is None else tuple(label_of.names),
         original_size=size,
-        image_shape=(height, width, channels or 3),
+        image_shape=(*form.size, channels or 3),
+        canonical=form if varies else None,
         positions=np.arange(size),
         splits=splits,
         records=records,
         beside=beside,
+        form=form,
+        version=" ".join(map(str, [builder.info.full_name, *(part.num_bytes for part in parts)])),
     )

@@ -1,6 +1,7 @@
 """The losses: arrays in, a scalar out; pure functions for any transformation and any mesh."""
 
 from jaxssl.losses.clustering import (
+    cross_view_entropy,
     dino,
     dino_center,
     prototype_cross_entropy,
@@ -33,6 +34,7 @@ __all__ = [
     "barlow_twins",
     "byol_regression",
     "cosine_match",
+    "cross_view_entropy",
     "cross_view_nt_xent",
     "decoupled_nt_xent",
     "dense_alignment",

@@ -89,7 +89,7 @@ def normalize(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     x = promote(x)
     # The result does not depend on the scale, so its gradient through the scale is exactly zero.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
-    nonzero = largest != 0  # and true of NaN, which has to reach the loss
+    nonzero = largest != 0  # true of NaN: it must reach the loss
     x = jnp.where(nonzero, x / jnp.where(nonzero, largest, 1), 0)
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.where(nonzero, square, 1))

@@ -10,9 +10,9 @@ give one device's rows to all. And where rows and keys are the same array, the g
 gathers what the row does as an anchor and as a key, so that nothing is summed over devices.
 
 For that the side of a tile has to divide the rows and the devices the side: the default looks for
-such a side. Where the rows have no divisor near it, as twice a large prime, or none with the
-devices' factors, devices repeat one another's work, exactly but in vain: change the batch, or give
-a ``block_size`` that does. Devices are taken to be a power of two.
+such a side. If no side near it divides the rows (as for twice a large prime), or the devices divide
+none that does, every device computes everything: the same result, but the work is not shared. Then
+change the batch size or pass a ``block_size``. The number of devices is assumed to be a power of 2.
 """
 
 import math
@@ -27,11 +27,11 @@ from jaxssl.losses.collectives import AxisName, gather, varying_like
 
 Allowed = Callable[[Int[Array, "r t"], Int[Array, "k t"]], Bool[Array, "r k"]]
 
-# Above this many logits the matrix no longer fits a cache and tiles win.
+# With more logits than this the matrix does not fit a cache, and tiles are faster.
 PLAIN_LOGITS = 1024 * 1024
-# Tiles below that side cost more in calls than they save in memory.
+# Smaller tiles cost more time than the memory that they save is worth.
 SMALLEST_BLOCK = 512
-# Exponents that far apart may be added to one another without losing float32's last digits.
+# Maxima no further apart than this can share one exponential without losing float32's digits.
 NEAR = 16.0
 
 
@@ -156,7 +156,8 @@ def is_plain(rows: int, keys: int, block_size: int | None) -> bool:
 
 
 def _dot(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:
-    # Accelerators would else round to fewer bits, which a temperature of .01 multiplies by 100.
+    # By default accelerators round the inputs to fewer bits: a temperature of .01 multiplies that
+    # error by 100.
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -237,7 +238,7 @@ def _forward(
             added = jnp.sum(jnp.exp(logits - new[:, None]), axis=1)
             return new, total * jnp.exp(largest - new) + added
 
-        # The lowest number, for minus infinity less itself is no number.
+        # The lowest number, not -inf: -inf - (-inf) is NaN.
         lowest = varying_like(jnp.full(x.shape[0], jnp.finfo(x.dtype).min, x.dtype), x)
         start = (lowest, varying_like(jnp.zeros(x.shape[0], x.dtype), x))
         return jax.lax.fori_loop(0, keys.shape[1], add_tile, start)
@@ -257,7 +258,7 @@ def _self_forward(
     allowed: Allowed, z: Array, scale: Array, tags: Array, valid: Array
 ) -> tuple[Array, tuple]:
     largest, total = _forward(allowed, scale, z, tags, z, tags, valid)
-    # The pair is kept, not its logsumexp: at low temperatures that has lost the sum's last digits.
+    # Maximum and sum are kept, not their logsumexp: at low temperatures it loses the last digits.
     return largest + jnp.log(total), (z, scale, tags, valid, largest, total)
 
 
@@ -295,13 +296,14 @@ def _self_backward(allowed: Allowed, residuals: tuple, cotangent: Array) -> tupl
     def one_exponential(s: Array, g: Array, m: Array, tile_g: Array, tile_m: Array) -> Array:
         return jnp.exp(s - lowest) * (g[:, None] + tile_g)
 
-    # Rows with maxima near one another, as at all but low temperatures, share one exponential.
+    # If the maxima of all rows are near one another (not at low temperatures), one exponential a
+    # pair serves both rows.
     slope, product = jax.lax.cond(
         spread < NEAR,
         lambda: gather_rows(one_exponential, gain * jnp.exp(lowest - largest)),
         lambda: gather_rows(two_exponentials, gain),
     )
-    # Each pair stands in the gathered rows once from either side.
+    # Each pair is in the gathered rows twice, once from either side.
     return slope, product / 2, None, None
 
 
@@ -342,7 +344,7 @@ def _pairs_forward(
 
     steps = jnp.arange(z.shape[1])
     gathered, (largest, total) = jax.lax.scan(sweep, jnp.zeros_like(z), steps)
-    # Not by way of the rows' logsumexps, which at low temperatures lose the sums' last digits.
+    # Not from the rows' logsumexps: at low temperatures those have lost the sums' last digits.
     largest = jnp.where(valid, largest, -jnp.inf)
     top = jnp.max(largest)
     share = jnp.exp(largest - top)
@@ -352,7 +354,7 @@ def _pairs_forward(
 
 
 def _pairs_backward(allowed: Allowed, residuals: tuple, cotangent: Array) -> tuple:
-    """dl/dz_i = 2 scale sum_j p_ij z_j, for the row is an anchor and a key."""
+    """dl/dz_i = 2 scale sum_j p_ij z_j: each row is an anchor and a key."""
     scale, gathered, product = residuals
     return 2 * scale * cotangent * gathered, cotangent * product, None, None
 
@@ -376,7 +378,7 @@ def _cross_forward(allowed: Allowed, *tiles: Array) -> tuple[Array, tuple]:
 def _cross_backward(allowed: Allowed, residuals: tuple, cotangent: Array) -> tuple:
     """With p_ij = g_i exp(s_ij - l_i): drows = p keys, dkeys = p' rows."""
     rows, row_tags, keys, key_tags, valid, largest, total = residuals
-    # A padded row, the only one without a cotangent, may have met no key.
+    # Only padded rows have no cotangent; their total may be 0.
     gain = jnp.where(cotangent == 0, 0, cotangent / total)
 
     def sweep(number: Array, slopes: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -55,7 +55,7 @@ def sinkhorn_knopp(
     check_features(scores=scores)
     check_positive(epsilon=epsilon, iterations=iterations)
     log_mass = promote(scores)
-    # Before the loop, for one of traced length cannot be differentiated.
+    # Before the loop: JAX does not differentiate a loop of traced length in reverse mode.
     log_mass = jax.lax.stop_gradient(log_mass * inverse(epsilon, log_mass))
     largest = jnp.max(log_mass, axis=0)
     if axis_name is not None:
@@ -70,6 +70,47 @@ def sinkhorn_knopp(
     return jnp.exp(jax.lax.fori_loop(0, iterations, scale, log_mass))
 
 
+def cross_view_entropy(
+    scores: Float[Array, "v b k"],
+    targets: Float[Array, "g b k"],
+    *,
+    temperature: ScalarLike,
+    axis_name: AxisName = None,
+) -> Float[Array, ""]:
+    """Each view predicts the targets of all other views: the loss that SwAV and DINO share.
+
+    Mean over images and over the pairs of a target g and a view v != g of the cross-entropy of
+    ``softmax(scores_v / temperature)`` against target g. The targets have no gradient:
+    ``jax.lax.stop_gradient`` is applied to them.
+
+    Args:
+      scores: scores of all V views, [V, B, K]; the G views that the targets come from are first.
+      targets: target g of view g, [G, B, K], rows that sum to 1.
+      temperature: above 0.
+      axis_name: mapped axis that the batch is sharded over.
+
+    Raises:
+      ValueError: for shapes other than these, G above V, V below 2 (no pair of different views), or
+        a known temperature that is not above 0.
+
+    >>> import jax.numpy as jnp
+    >>> scores, targets = jnp.zeros((5, 3, 4)), jnp.full((2, 3, 4), 0.25)
+    >>> print(f"{cross_view_entropy(scores, targets, temperature=0.1):.4f}")  # log 4
+    1.3863
+    """
+    _check_views(scores=scores, targets=targets)
+    check_positive(temperature=temperature)
+    logits, targets = promote(scores), promote(jax.lax.stop_gradient(targets))
+    log_probability = jax.nn.log_softmax(logits * inverse(temperature, logits), axis=-1)
+    precision = jax.lax.Precision.HIGHEST
+    agreement = jnp.einsum("gbk,vbk->gv", targets, log_probability, precision=precision)
+    views, batch, _ = scores.shape
+    different = jnp.arange(targets.shape[0])[:, None] != jnp.arange(views)
+    pairs = targets.shape[0] * (views - 1)
+    loss = -jnp.sum(jnp.where(different, agreement, 0)) / (pairs * batch)
+    return mean_over_shards(loss, axis_name)
+
+
 def swapped_prediction(
     scores1: Float[Array, "b k"],
     scores2: Float[Array, "b k"],
@@ -78,16 +119,16 @@ def swapped_prediction(
     *,
     temperature: ScalarLike,
 ) -> Float[Array, ""]:
-    """Each view predicts the other's assignment (SwAV, arXiv:2006.09882, Eqs. 1 and 2).
+    """Each of two views predicts the other's assignment (SwAV, arXiv:2006.09882, Eqs. 1 and 2).
 
-    Mean over the 2B samples of the cross-entropy of ``softmax(scores / temperature)`` of one view
-    against the assignments of the other.
+    ``cross_view_entropy`` of two views; multi-crop calls that. Samples do not meet one another, so
+    a mapped caller takes ``lax.pmean`` of it.
 
     Args:
       scores1: scores of the first views, [B, K].
       scores2: scores of the second views, [B, K].
-      assignments1: targets from the first views, [B, K], rows that sum to 1.
-      assignments2: targets from the second views.
+      assignments1: targets from the first views, [B, K], rows that sum to 1; without gradient.
+      assignments2: targets from the second views, likewise.
       temperature: above 0; SwAV's is .1.
 
     Raises:
@@ -102,14 +143,8 @@ def swapped_prediction(
     check_features(scores1=scores1, scores2=scores2)
     check_matching(scores1=scores1, assignments1=assignments1, assignments2=assignments2)
     check_floating(assignments1=assignments1, assignments2=assignments2)
-    check_positive(temperature=temperature)
-
-    def cross_entropy(scores: Array, assignments: Array) -> Array:
-        logits = promote(scores)
-        log_probability = jax.nn.log_softmax(logits * inverse(temperature, logits), axis=1)
-        return -jnp.mean(jnp.sum(jax.lax.stop_gradient(assignments) * log_probability, axis=1))
-
-    return (cross_entropy(scores1, assignments2) + cross_entropy(scores2, assignments1)) / 2
+    scores, targets = jnp.stack([scores1, scores2]), jnp.stack([assignments1, assignments2])
+    return cross_view_entropy(scores, targets, temperature=temperature)
 
 
 def prototype_cross_entropy(
@@ -161,10 +196,10 @@ def dino(
 ) -> Float[Array, ""]:
     """Self-distillation of the teacher's global views (DINO, arXiv:2104.14294, Algorithm 1).
 
-    Mean over samples and over pairs of a teacher's view and a *different* student's view of the
-    cross-entropy of ``softmax(student / student_temperature)`` against
-    ``softmax((teacher - center) / teacher_temperature)``. Samples do not meet one another, so a
-    mapped caller takes ``lax.pmean`` of it.
+    ``cross_view_entropy`` of the student against ``softmax((teacher - center) /
+    teacher_temperature)``, which has no gradient: the mean over samples and over pairs of a
+    teacher's view and a *different* student's view. Samples do not meet one another, so a mapped
+    caller takes ``lax.pmean`` of it.
 
     Args:
       student: outputs for all V views, [V, B, K]; the first G are those the teacher saw.
@@ -185,28 +220,13 @@ def dino(
     >>> print(f"{loss:.4f}")  # log 4
     1.3863
     """
-    check_rank(3, "[views, B, K]", student=student, teacher=teacher)
-    check_floating(student=student, teacher=teacher, center=center)
-    check_matching(student=student)
-    check_matching(teacher=teacher)
-    check_matching(student=student[0], teacher=teacher[0])
+    _check_views(student=student, teacher=teacher)
+    check_floating(center=center)
     check_matching(center=center, outputs=student[0, 0])
     check_positive(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
-    views, global_views = student.shape[0], teacher.shape[0]
-    if global_views > views or views < 2:
-        raise ValueError(
-            f"{global_views} teacher's and {views} student's views: give the student at least two, "
-            "the teacher's among them."
-        )
-    student, teacher = promote(student), promote(teacher)
-    target = (teacher - center) * inverse(teacher_temperature, teacher)
-    target = jax.lax.stop_gradient(jax.nn.softmax(target, axis=-1))
-    log_probability = jax.nn.log_softmax(student * inverse(student_temperature, student), axis=-1)
-    precision = jax.lax.Precision.HIGHEST
-    agreement = jnp.einsum("gbk,vbk->gv", target, log_probability, precision=precision)
-    different = jnp.arange(global_views)[:, None] != jnp.arange(views)
-    pairs = global_views * (views - 1) * student.shape[1]
-    return -jnp.sum(jnp.where(different, agreement, 0)) / pairs
+    teacher = promote(teacher)
+    target = jax.nn.softmax((teacher - center) * inverse(teacher_temperature, teacher), axis=-1)
+    return cross_view_entropy(student, target, temperature=student_temperature)
 
 
 def dino_center(
@@ -242,3 +262,22 @@ def dino_center(
     mean = mean_over_shards(jnp.mean(teacher, axis=(0, 1)), axis_name)
     momentum = jnp.asarray(momentum, mean.dtype)
     return jax.lax.stop_gradient(momentum * center + (1 - momentum) * mean)
+
+
+def _check_views(**views: Array) -> None:
+    """Two named arrays [V, B, K] and [G, B, K], with 1 <= G <= V and 2 <= V.
+
+    Raises:
+      ValueError: naming the arrays and what is wrong.
+    """
+    check_rank(3, "[views, B, K]", **views)
+    check_floating(**views)
+    for name, array in views.items():
+        check_matching(**{name: array})
+    check_matching(**{name: array[0] for name, array in views.items()})
+    (predicting, count), (target, targets) = ((name, len(array)) for name, array in views.items())
+    if count < 2 or targets > count:
+        raise ValueError(
+            f"{predicting} has {count} views and {target} {targets}: {predicting} must have two or "
+            f"more, those of {target} first."
+        )

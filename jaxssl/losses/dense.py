@@ -157,9 +157,8 @@ def dense_uniformity(
     """Logarithm of the mean Gaussian potential of cells of different images (L_u).
 
     ``log mean exp(-t |x - y|^2)`` over all pairs of cells x and y of two different images, in
-    either view each (Moon, Kim and Choi, section 3.2, who print t = 1). A zero cell counts as at
-    squared distance 2 from all others, as in ``losses.uniformity`` and unlike in
-    ``metrics.uniformity``.
+    either view each (Moon, Kim and Choi, section 3.2, who print t = 1). The squared
+    distance of a zero cell to all others counts as 2, as in ``losses.uniformity``.
 
     Args:
       h1: maps of the first views, [B, P, D].
@@ -216,12 +215,12 @@ def _for_each(
     keys: int,
     block_size: int | None,
 ) -> Float[Array, " p"]:
-    """``pairs_of`` the rows of each cell, which meet ``keys`` rows: at once if little in all."""
+    """``pairs_of`` the rows of each cell against ``keys`` rows: all cells at once if few pairs."""
     cells, rows, _ = by_cell.shape
     if cells * rows * keys <= PLAIN_LOGITS:
         return jax.vmap(pairs_of)(by_cell)
     if is_plain(rows, keys, block_size):
-        # Or the matrices of all cells would be kept for the backward pass; tiles keep none.
+        # Otherwise the matrices of all cells are kept for the backward pass; tiles keep none.
         pairs_of = jax.checkpoint(pairs_of, prevent_cse=False)
     return jax.lax.map(pairs_of, by_cell)
 
@@ -326,7 +325,7 @@ def _matches(
 ) -> Float[Array, "b p p"]:
     """Weights of the other view's cells as match of each cell; rows sum to 1 (all but "set").
 
-    Constant. A NaN in the maps is one in the weights, for an index could not tell of it.
+    Constant. A NaN in the maps becomes one in the weights: an index alone would hide it.
     """
     batch, cells, _ = map1.shape
     map1, map2 = normalize(jax.lax.stop_gradient(map1)), normalize(jax.lax.stop_gradient(map2))

@@ -109,14 +109,14 @@ def barlow_twins(
         bounds = jax.lax.stop_gradient(jnp.stack([jnp.max(z, axis=0), jnp.max(-z, axis=0)]))
         if axis_name is not None:
             bounds = jax.lax.pmax(bounds, axis_name)
-        # The mean of equal numbers would round, and the rest pass for a dimension that varies;
-        # their differences from the largest are exactly zero.
+        # The mean of equal numbers is rounded, so a constant dimension would seem to vary; their
+        # differences from the largest are exactly zero.
         z = z - bounds[0]
         centered = z - mean_over_shards(jnp.mean(z, axis=0), axis_name)
         variance = mean_over_shards(jnp.mean(centered**2, axis=0), axis_name)
         variance = variance + jnp.asarray(epsilon, z.dtype)
         rounding = 8 * jnp.finfo(z.dtype).eps * jnp.max(jnp.abs(bounds), axis=0)
-        varies = ~(variance <= rounding**2)  # and NaN does: it has to reach the loss
+        varies = ~(variance <= rounding**2)  # true of NaN: it must reach the loss
         return jnp.where(varies, centered * jax.lax.rsqrt(jnp.where(varies, variance, 1)), 0)
 
     product = jnp.matmul(standardize(z1).T, standardize(z2), precision=jax.lax.Precision.HIGHEST)

@@ -210,7 +210,7 @@ def orthonormal_directions(
             panel = _orthonormal_rows(_without(panel, rows))
         return jax.lax.dynamic_update_slice_in_dim(rows, panel, k * size, axis=0)
 
-    # Those still to come are zero, and take nothing away.
+    # Panels that are not yet filled are zero and change nothing.
     rows = jax.lax.fori_loop(0, panels, add_panel, 0 * gaussian)
     return rows[:count].T
 
@@ -249,8 +249,8 @@ def _transport_cost(x: Float[Array, "p n"], y: Float[Array, "p n"]) -> Float[Arr
     sorted_x = _sort(fixed)
     sorted_y = _sort(jax.lax.stop_gradient(y))
     cost = jnp.sum((sorted_x - sorted_y) ** 2)
-    # The gradient passes by the sort: ranks come from a search in the sorted row, several times
-    # faster than carrying a permutation through the sort.
+    # The gradient does not go through the sort: ranks come from a search in the sorted row, several
+    # times faster than carrying a permutation through the sort.
     targets = _tie_means(sorted_x, sorted_y)
     ranks = jax.vmap(jnp.searchsorted)(sorted_x, fixed)
     matched = jnp.sum((x - jnp.take_along_axis(targets, ranks, axis=1)) ** 2)
@@ -260,7 +260,7 @@ def _transport_cost(x: Float[Array, "p n"], y: Float[Array, "p n"]) -> Float[Arr
 def _sort(x: Float[Array, "p n"]) -> Float[Array, "p n"]:
     """Rows in ascending order, as integers of the same order: those sort four times faster."""
     kind = jnp.int32 if x.dtype.itemsize == 4 else jnp.int64
-    # Minus zero would be an integer below zero's, though the two tie.
+    # As an integer, -0.0 would sort before 0.0, though the two tie.
     bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0, x), kind)
     magnitude = jnp.iinfo(kind).max
     ordered = jnp.sort(jnp.where(bits < 0, bits ^ magnitude, bits), axis=1, stable=False)

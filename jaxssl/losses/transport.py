@@ -45,7 +45,8 @@ def exact_assignment(cost: Float[Array, "p p"]) -> Int[Array, " p"]:
     """The permutation of least total cost: column of each row. The reference for the plan.
 
     Shortest augmenting paths (Hungarian method), one row after the other: P^3 steps of which P run
-    side by side, so for small P.
+    side by side, so for small P. ``optax.assignment.hungarian_algorithm`` gives the same answer but
+    not inside ``shard_map``: its loops start from constants, which ``check_vma`` refuses.
 
     Args:
       cost: cost of each pair, [P, P]; one that is not finite counts as 0.
@@ -55,7 +56,7 @@ def exact_assignment(cost: Float[Array, "p p"]) -> Int[Array, " p"]:
     [1 0]
     """
     size = cost.shape[0]
-    # The search for a path would not end among costs that cannot be compared.
+    # With NaN or infinite costs the search for a path would never end.
     cost = jnp.where(jnp.isfinite(cost), cost, 0)
     # Column 0 and row 0 stand for "unassigned", so that a path starts at the new row's column 0.
     padded = jnp.pad(cost, ((1, 0), (1, 0)))

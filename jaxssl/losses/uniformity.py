@@ -44,7 +44,8 @@ def alignment(
     check_features(z1=z1, z2=z2)
     check_positive(alpha=alpha)
     square = jnp.sum((normalize(z1) - normalize(z2)) ** 2, axis=1)
-    # A power below 2 has no finite slope at distance 0. NaN is apart: it has to reach the loss.
+    # At distance 0 a power below 2 has an infinite slope. NaN counts as apart: it must reach the
+    # loss.
     apart = square != 0
     power = jnp.where(apart, square, 1) ** (jnp.asarray(alpha, square.dtype) / 2)
     return jnp.mean(jnp.where(apart, power, 0))
@@ -60,8 +61,8 @@ def uniformity(
     """Logarithm of the mean Gaussian potential of pairs: ``log mean_{i<j} exp(-t |z_i - z_j|^2)``.
 
     Between ``-4 t`` and 0; lower is more uniform. For t = 2 the uniform distribution on a sphere of
-    many dimensions has about -4. A zero vector, which normalisation leaves zero, counts as at
-    squared distance 2 - 2 x.y = 2 from all others; ``metrics.uniformity`` takes the true distance.
+    many dimensions has about -4. Normalisation leaves a zero vector zero: its squared distance to
+    all others counts as 2 - 2 x.y = 2, where ``metrics.uniformity`` takes the true distance.
 
     Args:
       z: features, [B, D].
@@ -133,8 +134,8 @@ def queue_uniformity(
     """Uniformity of queries among themselves and against a queue (the authors' MoCo variant).
 
     ``log mean exp(-t |x - y|^2)`` over the B K pairs of a query and a queued key and the
-    B (B - 1) / 2 pairs of queries together. No gradient reaches the queue. A zero vector counts as
-    at squared distance 2 from all others, as in ``uniformity`` and not in ``metrics.uniformity``.
+    B (B - 1) / 2 pairs of queries together. No gradient reaches the queue. The squared
+    distance of a zero vector to all others counts as 2, as in ``uniformity``.
 
     Args:
       q: queries, [B, D].

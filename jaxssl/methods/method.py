@@ -46,7 +46,7 @@ class Spec:
     channels: int
     image_size: tuple[int, int]
     total_steps: int
-    steps_per_epoch: fractions.Fraction | float
+    steps_per_epoch: fractions.Fraction | float | int
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""

@@ -24,13 +24,13 @@ def expected_calibration_error(
       a number in [0, 1] (papers print it in percent).
 
     Raises:
-      ValueError: no prediction, no bin, or rows that are no probabilities.
+      ValueError: no prediction, no bin, or rows that are not probabilities.
     """
     probabilities = np.asarray(probabilities, np.float64)
     if len(probabilities) == 0 or bins < 1:
         raise ValueError(f"{len(probabilities)} predictions and {bins} bins: give at least 1.")
     if probabilities.min() < 0 or np.abs(probabilities.sum(axis=1) - 1).max() > 1e-3:
-        raise ValueError("The rows are no probabilities: apply a softmax to logits first.")
+        raise ValueError("Rows must be probabilities (sum 1, none below 0): apply a softmax first.")
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == np.asarray(labels)
     number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)

@@ -99,7 +99,7 @@ def knn_predict(
     if not 1 <= k <= n:
         raise ValueError(f"k={k} neighbours are asked for but the bank has {n} features.")
     if not temperature > 0:
-        raise ValueError(f"temperature={temperature} cannot be: it must be above 0.")
+        raise ValueError(f"temperature={temperature} must be above 0.")
     labels = np.asarray(bank_labels)
     if labels.min() < 0:
         raise ValueError(f"The bank has a label {labels.min()}: labels must be at least 0.")

@@ -25,7 +25,7 @@ def uniformity(
       block_size: side of the tiles in which pairs are compared; memory is its square in floats.
 
     Returns:
-      scalar in [0, 4 t]; at least float32. It depends on n in no other way than by noise.
+      scalar in [0, 4 t]; at least float32. Its expectation does not depend on n.
 
     Raises:
       ValueError: fewer than two features, or t not above 0.
@@ -33,7 +33,7 @@ def uniformity(
     if f.shape[0] < 2:
         raise ValueError(f"uniformity needs at least 2 features: there are {f.shape[0]}.")
     if not t > 0:
-        raise ValueError(f"t={t} cannot be: it must be above 0.")
+        raise ValueError(f"t={t} must be above 0.")
     f = jnp.asarray(f, jnp.promote_types(f.dtype, jnp.float32))
     return _uniformity(f, jnp.asarray(t, f.dtype), block_size=min(block_size, f.shape[0]))
 
@@ -61,12 +61,12 @@ def _uniformity(
             added = jnp.sum(jnp.exp(exponents - new[:, None]), axis=1)
             return new, total * jnp.exp(largest - new) + added
 
-        # The lowest number, for minus infinity less itself is no number.
+        # The lowest number, not -inf: -inf - (-inf) is NaN.
         lowest = jnp.full(block_size, jnp.finfo(f.dtype).min, f.dtype)
         # Each unordered pair once: the tiles before the diagonal hold the same pairs again.
         return jax.lax.fori_loop(i, count, add_tile, (lowest, jnp.zeros_like(lowest)))
 
-    # Sums above the largest exponent: without it they would vanish where t is large.
+    # Relative to the largest exponent: the sums would underflow where t is large.
     largest, sums = jax.lax.map(tiles_of_rows, jnp.arange(count))
     top = jnp.max(largest)
     sums = sums * jnp.exp(largest - top)

@@ -92,13 +92,16 @@ class Schedules:
       leaves: by name: warm-up in epochs, shape, granularity.
     """
 
-    epochs: float
+    epochs: float | int
     steps_per_epoch: fractions.Fraction
     leaves: Mapping[str, tuple[float, str, str]]
 
     @classmethod
     def from_config(
-        cls, hyper: ConfigDict, epochs: float, steps_per_epoch: fractions.Fraction | float
+        cls,
+        hyper: ConfigDict,
+        epochs: float | int,
+        steps_per_epoch: fractions.Fraction | float | int,
     ) -> "Schedules":
         """The schedules among the leaves of ``config.hyper``."""
         leaves = {

@@ -1,5 +1,6 @@
 """What a config's policy makes of a batch: crops placed together, all else as ever."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,14 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.common import base_config, view_group
+from configs.common import base_config, view_group, view_policy
 from jaxssl.augment.augmentation import Augmentation
-from jaxssl.augment.policies import PAIRS, check_policy, make_clean_view, make_policy
+from jaxssl.augment.policies import PAIRS, check_policy, policy_hyper
 from jaxssl.augment.spatial import centre_distance, intersection_area
 from jaxssl.corruptions import CORRUPTIONS, global_shuffle
 from jaxssl.corruptions.apply import Corruptor
 from jaxssl.errors import UserError
+from jaxssl.pretrain import check_hyper, clean_view_of, policy_of
 from jaxssl.randomness import Split
+from jaxssl.ranges import ANY
+from jaxssl.training.schedules import Schedules
 from jaxssl.training.state import traced_scalars
 
 SIDE, N = 16, 6
@@ -34,8 +38,14 @@ def config_with(**changes):
     config = base_config()
     config.init_seed = config.data_seed = 5
     config.views = view_group((RECIPE, RECIPE))
+    if "views.policy" in changes:
+        view_policy(config, changes["views.policy"])
     config.update_from_flattened_dict(changes)
     return config
+
+
+def scalars_of(config):
+    return Schedules.from_config(config.hyper, config.epochs, 1.0).at(traced_scalars(config), 0)
 
 
 def batch_of(**changes):
@@ -52,8 +62,8 @@ def batch_of(**changes):
 
 def make(batch=None, **changes):
     config = config_with(**changes)
-    policy = make_policy(config)
-    return jax.jit(policy)(batch_of() if batch is None else batch, traced_scalars(config))
+    policy = policy_of(config)
+    return jax.jit(policy)(batch_of() if batch is None else batch, scalars_of(config))
 
 
 @functools.cache
@@ -85,10 +95,10 @@ def test_views_are_what_their_boxes_say():
 
 def test_one_compilation_serves_every_number():
     config = config_with(**{"views.policy": "overlap"})
-    policy = jax.jit(make_policy(config))
+    policy = jax.jit(policy_of(config))
     for overlap in (0.1, 0.5, 0.9):
         config.hyper.overlap = overlap
-        views = policy(batch_of(), traced_scalars(config))
+        views = policy(batch_of(), scalars_of(config))
         shared = np.asarray(intersection_area(*views.boxes)) / SIDE**2
         np.testing.assert_allclose(shared, overlap, atol=1e-6)
     assert policy._cache_size() == 1
@@ -112,7 +122,7 @@ def test_bits_are_appended_last_and_shared_by_all_views():
         "randbit.num_bits": 4,
     }
     with_bits, config = make(**changes), config_with(**changes)
-    clean = jax.jit(make_clean_view(config))(batch_of())
+    clean = jax.jit(clean_view_of(config))(batch_of())
     plain = make(**(changes | {"randbit.num_bits": 0}))
     bits = np.asarray(clean[:, 0, 0, 3:])
     assert set(np.unique(bits)) == {0.0, 1.0}
@@ -140,9 +150,8 @@ def test_a_late_corruption_is_that_of_the_finished_view():
 
 def test_late_noise_differs_between_views_and_repeats():
     changes = {"corruption.name": "shot_noise", "corruption.order": "aug_corrupt"}
-    same = {"views.view1.crop_scale": (1.0, 1.0), "views.view1.jitter_p": 0.0}
-    changes |= same | {name.replace("view1", "view2"): value for name, value in same.items()}
-    changes |= {"views.view1.flip_p": 0.0, "views.view2.flip_p": 0.0}
+    same = {"crop_scale": (1.0, 1.0), "jitter_p": 0.0, "flip_p": 0.0}
+    changes |= {f"views.global_crops.{name}": value for name, value in same.items()}
     first, again = make(**changes), make(**changes)
     np.testing.assert_array_equal(first.images[0], again.images[0])
     assert np.abs(first.images[0] - first.images[1]).max() > 0.05
@@ -150,7 +159,7 @@ def test_late_noise_differs_between_views_and_repeats():
 
 def test_without_augmentation_views_are_the_test_time_images():
     config = config_with(**{"corruption.order": "no_aug"})
-    clean = jax.jit(make_clean_view(config))(batch_of())
+    clean = jax.jit(clean_view_of(config))(batch_of())
     views = make(**{"corruption.order": "no_aug"})
     for view in range(2):
         np.testing.assert_allclose(views.images[view], clean, atol=1e-6)
@@ -158,12 +167,12 @@ def test_without_augmentation_views_are_the_test_time_images():
 
 
 def test_without_augmentation_boxes_say_what_is_shown():
-    sizes = {"views.view1.size": 40, "views.view2.size": 16}
-    config = config_with(**sizes, **{"corruption.order": "no_aug"})
+    config = config_with(**{"corruption.order": "no_aug"})
+    config.views = view_group(tuple(dataclasses.replace(RECIPE, size=side) for side in (40, 16)))
     batch = batch_of()
     striped = np.zeros((len(batch["index"]), 64, 96, 3), np.uint8)
     striped[:, 4:60, 20:76] = 255  # .875 of the shorter side, in the middle
-    views = make_policy(config)(batch | {"image": jnp.asarray(striped)}, traced_scalars(config))
+    views = policy_of(config)(batch | {"image": jnp.asarray(striped)}, scalars_of(config))
     assert np.all(views.boxes[0] == np.array([4, 20, 60, 76]))
     assert np.all(views.boxes[1] == np.array([0, 16, 64, 80]))
     assert views.images[0].min() > 0.999
@@ -173,16 +182,30 @@ def test_without_augmentation_boxes_say_what_is_shown():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"views.policy": "overlapp"}, r"views\.policy='overlapp' is unknown"),
-        ({"views.policy": "overlap", "hyper.overlap": 1.5}, "overlap=1.5 cannot be"),
+        ({"views.policy": "overlapp"}, r"views\.policy=overlapp is unknown"),
+        (
+            {"views.policy": "overlap", "hyper.overlap": 1.5},
+            "hyper.overlap=1.5 must be above 0",
+        ),
         ({"views.policy": "overlap_fixed_area", "hyper.overlap": 0.9}, "cannot be met"),
         ({"views.policy": "exclusive", "hyper.gap": 0.7}, "leaves no room"),
-        ({"views.policy": "patch", "hyper.patch_area": 0.0}, "area=0.0 cannot be"),
+        (
+            {"views.policy": "patch", "hyper.patch_area": 0.0},
+            "hyper.patch_area=0.0 must be above 0",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(changes, sentence):
     with pytest.raises(UserError, match=sentence):
-        check_policy(config_with(**changes), SIDE, SIDE)
+        checked(config_with(**changes))
+
+
+def checked(config, height=SIDE, width=SIDE):
+    """As `resolve` and the program do, one after the other."""
+    numbers = {"all": {"learning_rate": ANY, "weight_decay": ANY}}
+    numbers["policy"] = policy_hyper(config.views.policy)
+    check_hyper(config.hyper, config.epochs, numbers)
+    check_policy(config.views, config.hyper, height, width)
 
 
 def test_a_pair_needs_two_recipes():
@@ -190,29 +213,29 @@ def test_a_pair_needs_two_recipes():
     config.views = view_group((RECIPE,))
     config.views.policy = "patch"
     with pytest.raises(UserError, match="makes two views and the config has 1"):
-        check_policy(config, SIDE, SIDE)
+        checked(config)
 
 
 def test_a_square_larger_than_a_narrow_image_is_refused():
     config = config_with(**{"views.policy": "cutout_blur", "hyper.patch_area": 0.6})
-    check_policy(config, SIDE, SIDE)
+    checked(config)
     with pytest.raises(UserError, match="of a square in an image of 16 x 32"):
-        check_policy(config, SIDE, 2 * SIDE)
+        checked(config, SIDE, 2 * SIDE)
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"corruption.name": "jpeg", "corruption.order": "aug_corrupt"}, "runs on the host alone"),
-        ({"corruption.name": "gama"}, r"corruption\.name='gama' is unknown"),
-        ({"corruption.order": "late"}, r"corruption\.order='late' is unknown"),
+        ({"corruption.name": "gama"}, r"corruption\.name=gama is unknown"),
+        ({"corruption.order": "late"}, r"corruption\.order=late is unknown"),
         ({"corruption.name": "shot_noise", "corruption.severity": 6}, "severity=6"),
-        ({"randbit.num_bits": 40}, r"randbit\.num_bits=40 cannot be"),
+        ({"randbit.num_bits": 40}, r"randbit\.num_bits=40 must be from 0 to"),
     ],
 )
 def test_impossible_interventions_are_refused(changes, sentence):
     with pytest.raises(UserError, match=sentence):
-        make_policy(config_with(**changes))
+        policy_of(config_with(**changes))
 
 
 def test_every_corruption_on_the_device_keeps_the_shape():
@@ -220,6 +243,6 @@ def test_every_corruption_on_the_device_keeps_the_shape():
         if name == "jpeg":
             continue
         changes = {"corruption.name": name, "corruption.order": "aug_corrupt"}
-        views = make(**changes, **{f"views.view{n}.jitter_p": 0.0 for n in (1, 2)})
+        views = make(**changes, **{"views.global_crops.jitter_p": 0.0})
         assert views.images[0].shape == (N, SIDE, SIDE, 3)
         assert np.isfinite(views.images[0]).all()

@@ -10,8 +10,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 from support import unchecked
 
-from jaxssl.augment import ops, views
-from jaxssl.augment.augmentation import PRESETS, Augmentation, byol, crop_flip
+from jaxssl.augment import augmentation, ops, views
+from jaxssl.augment.augmentation import Augmentation, byol, crop_flip
 from jaxssl.augment.resample import resized_crop
 from jaxssl.augment.views import Views
 from jaxssl.errors import UserError
@@ -294,6 +294,20 @@ def test_views_are_a_pytree(batch):
 
 
 # --- recipes
+
+PRESETS = {
+    name: getattr(augmentation, name)
+    for name in (
+        "simclr_imagenet",
+        "simclr_cifar",
+        "moco_v2",
+        "moco_cifar",
+        "byol",
+        "swav_multi_crop",
+        "dino_multi_crop",
+        "crop_flip",
+    )
+}
 
 
 def test_presets_are_as_published():

@@ -13,7 +13,7 @@ def assert_same_batch(left, right):
     assert left["targets"].keys() == right["targets"].keys()
     for batch in (left, right):
         assert batch["image"].dtype == np.uint8
-        for key in ("index", "split", "epoch", "original_size"):
+        for key in ("index", "split", "epoch", "original_size", "content"):
             assert batch[key].dtype == np.int32
     for key in set(left) - {"targets"}:
         np.testing.assert_array_equal(left[key], right[key], err_msg=key)

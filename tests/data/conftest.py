@@ -42,6 +42,9 @@ def data_config():
         test_fraction=0.0,
         classes="",
         unreadable="refuse",
+        fit="crop",
+        background=(255, 255, 255),
+        scale=(),
     ):
         return ConfigDict(
             {
@@ -53,6 +56,9 @@ def data_config():
                 "test_fraction": test_fraction,
                 "classes": classes,
                 "unreadable": unreadable,
+                "fit": fit,
+                "background": background,
+                "scale": scale,
             }
         )
 

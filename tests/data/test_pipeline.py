@@ -12,7 +12,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from jaxssl.data.pipeline import eval_batches, order, train_batches, training_rows
+from jaxssl.data.pipeline import eval_batches, order, repeats, train_batches, training_rows
 from jaxssl.data.sources import ArraySource, FolderSource, array_source, load
 from jaxssl.errors import UserError
 from jaxssl.randomness import Split
@@ -111,7 +111,7 @@ def test_training_rows_cut_one_sequence_of_whole_epochs(batch_size, n):
 def test_training_batches_are_the_rows_of_their_steps(digits):
     for step, batch in enumerate(train(digits)):
         rows, epochs = training_rows(step, 8, len(digits), 3)
-        keys = {"image", "index", "split", "epoch", "original_size", "targets"}
+        keys = {"image", "index", "split", "epoch", "original_size", "content", "targets"}
         assert set(batch) == keys
         np.testing.assert_array_equal(batch["image"], digits.images[rows])
         np.testing.assert_array_equal(batch["index"], digits.positions[rows])
@@ -237,11 +237,11 @@ def test_a_broken_file_is_reported_from_a_thread(data_config, tmp_path):
     (tmp_path / "train" / "a" / "broken.jpg").write_bytes(b"no image")
     broken = load(data_config("folder", tmp_path, 8), "train", memory_limit_bytes=0)
     with pytest.raises(UserError, match=r"broken\.jpg is not a readable image"):
-        train(broken)
+        train(broken, batch_size=1)
 
 
 def test_sets_without_labels_have_no_targets(data_config, folder):
-    plain = array_source("plain", Split.TRAIN, np.zeros((5, 4, 4, 3), np.uint8), {})
+    plain = array_source("plain", Split.TRAIN, np.zeros((9, 4, 4, 3), np.uint8), {})
     lazy = load(data_config("folder", folder, 8), "train", memory_limit_bytes=0)
     lazy = dataclasses.replace(lazy, targets={}, num_classes=None)
     for source in (plain, lazy):
@@ -273,6 +273,79 @@ def test_an_evaluation_batch_that_fits_is_not_padded(digits):
     assert all(batch["mask"].all() for batch in batches)
 
 
+# Images twice in a batch.
+
+
+@pytest.mark.parametrize(("n", "batch_size", "steps"), [(50, 8, 60), (12, 12, 9), (13, 12, 40)])
+def test_repeats_are_those_of_the_batches(n, batch_size, steps):
+    counts = [
+        batch_size - len(set(training_rows(step, batch_size, n, 5)[0])) for step in range(steps)
+    ]
+    found = repeats(n, batch_size, 5, steps)
+    assert found.batches == sum(count > 0 for count in counts)
+    mean = np.mean([count for count in counts if count]) if any(counts) else 0
+    assert found.images == pytest.approx(mean)
+
+
+def test_repeats_of_a_long_run_are_sampled(monkeypatch):
+    from jaxssl.data import pipeline
+
+    counts = [16 - len(set(training_rows(step, 16, 100, 1)[0])) for step in range(6000)]
+    asked = []
+    whole = pipeline.order
+    monkeypatch.setattr(pipeline, "order", lambda *key: asked.append(key) or whole(*key))
+    found = repeats(100, 16, 1, 6000)  # 960 borders
+    assert len(asked) == 2 * pipeline.MAX_BORDERS
+    # Four standard deviations of a share of 100 borders, and of a mean over those.
+    holding = [count for count in counts if count]
+    cut = 720  # borders that lie within a batch: three quarters
+    share = len(holding) / cut
+    assert found.batches == pytest.approx(
+        720 * share, abs=720 * 4 * (share * (1 - share) / 100) ** 0.5
+    )
+    assert found.images == pytest.approx(
+        np.mean(holding), abs=4 * np.std(holding) / np.sqrt(share * 100)
+    )
+
+
+def test_a_batch_larger_than_the_set_is_refused(digits):
+    with pytest.raises(UserError, match=r"--config\.batch_size=51 is more than the 50 images of"):
+        train(digits, batch_size=51)
+    assert len(train(digits, batch_size=50)) == 20
+    assert len(evaluate(digits, batch_size=64)) == 1
+
+
+def test_batches_are_put_together_ahead_of_the_caller(data_config, folder, monkeypatch):
+    import threading
+
+    import grain
+
+    from jaxssl.data import pipeline
+
+    threads = []
+    stack = np.stack
+
+    def noting(arrays, *args, **kwargs):
+        threads.append(threading.current_thread())
+        return stack(arrays, *args, **kwargs)
+
+    lazy = load(data_config("folder", folder, 8), "train", memory_limit_bytes=0)
+    assert pipeline.grain is grain
+    batches = train_batches(
+        lazy,
+        data_seed=3,
+        batch_size=4,
+        start_step=0,
+        num_steps=3,
+        process_index=0,
+        process_count=1,
+    )
+    monkeypatch.setattr(np, "stack", noting)
+    assert len(list(batches)) == 3
+    assert threads
+    assert threading.current_thread() not in threads
+
+
 # Errors, and the end.
 
 
@@ -296,7 +369,8 @@ SCRIPT = """
     def main():
         config = ConfigDict({"name": "folder", "data_dir": sys.argv[1], "image_size": 8,
                              "validation_fraction": 0.0, "train_examples": 0,
-                             "test_fraction": 0.0, "classes": "", "unreadable": "refuse"})
+                             "test_fraction": 0.0, "classes": "", "unreadable": "refuse",
+                             "fit": "crop", "background": (255, 255, 255), "scale": ()})
         held = []
         for memory_limit_bytes, workers in ((0, 0), (2**31, 0), (0, 1)):
             source = load(config, "train", memory_limit_bytes=memory_limit_bytes)

@@ -1,11 +1,24 @@
 """The canonical size: what becomes of images, boxes and masks."""
 
+import dataclasses
+import io
+
 import numpy as np
 import PIL.Image
 import pytest
+from batches import assert_same_batch, everything
+from ml_collections import ConfigDict
 
-from jaxssl.data.canonical import canonical_boxes, decode_mask, padded_boxes, resize
+from jaxssl.corruptions.apply import corruption_group
+from jaxssl.data.canonical import Canonical, canonical_boxes, padded_boxes, resize
+from jaxssl.data.decoding import decode_image, decode_mask
+from jaxssl.data.sources import check_view_size, load
+from jaxssl.data.splits import corrupted
 from jaxssl.errors import UserError
+
+
+def crop(height, width):
+    return Canonical(size=(height, width), fit="crop", background=(255, 255, 255), scale=())
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 32), (32, 20), (20, 20), (5, 8)])
@@ -60,7 +73,7 @@ def test_boxes_are_moved_clipped_and_dropped():
         ],
         np.float32,
     )
-    moved, labels = canonical_boxes(boxes, np.arange(6), (10, 20), (5, 5))
+    moved, labels = canonical_boxes(boxes, np.arange(6), (10, 20), crop(5, 5))
     assert labels.tolist() == [1, 2, 5]
     assert (moved.dtype, labels.dtype) == (np.float32, np.int32)
     np.testing.assert_array_equal(moved, [[1, 0, 3, 2], [0, 0, 5, 5], [4, 4.5, 5, 5]])
@@ -70,7 +83,7 @@ def test_boxes_are_moved_clipped_and_dropped():
 
 
 def test_no_boxes_are_no_boxes():
-    moved, labels = canonical_boxes(np.zeros((0, 4)), np.zeros(0, int), (10, 20), (5, 5))
+    moved, labels = canonical_boxes(np.zeros((0, 4)), np.zeros(0, int), (10, 20), crop(5, 5))
     assert (moved.shape, labels.shape) == ((0, 4), (0,))
     padded, labels = padded_boxes(moved, labels, 2)
     assert (padded.tolist(), labels.tolist()) == ([[0] * 4] * 2, [-1, -1])
@@ -83,7 +96,7 @@ def test_a_box_stays_around_what_it_surrounds(height, width, size):
     pixels[y0:y1, x0:x1] = 255
     light = np.asarray(resize(PIL.Image.fromarray(pixels), size, size)) / 255
     (box,), _ = canonical_boxes(
-        np.array([[y0, x0, y1, x1]], float), np.array([0]), (height, width), (size, size)
+        np.array([[y0, x0, y1, x1]], float), np.array([0]), (height, width), crop(size, size)
     )
     # Light is kept by the resampling, so a profile's sum is a side and its centroid a centre.
     for axis, start, stop in ((1, box[0], box[2]), (0, box[1], box[3])):
@@ -91,6 +104,94 @@ def test_a_box_stays_around_what_it_surrounds(height, width, size):
         centroid = np.sum(profile * (np.arange(size) + 0.5)) / profile.sum()
         assert profile.sum() == pytest.approx(stop - start, abs=0.1)
         assert centroid == pytest.approx((start + stop) / 2, abs=0.05)
+
+
+# Letterbox.
+
+
+def box(height, width):
+    return dataclasses.replace(crop(height, width), fit="letterbox")
+
+
+@pytest.mark.parametrize(
+    ("size", "content"),
+    [((40, 20), (16, 8)), ((20, 40), (8, 16)), ((9, 9), (16, 16)), ((300, 7), (16, 1))],
+)
+def test_a_letterboxed_picture_lies_whole_in_the_top_left_corner(size, content):
+    pixels = np.random.default_rng(0).integers(1, 256, (*size, 3), np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG")
+    found = decode_image(file.getvalue(), box(16, 16), 3, "it")
+    assert (found.size, found.content) == (size, content)
+    whole = PIL.Image.fromarray(pixels).resize(content[::-1], PIL.Image.Resampling.BICUBIC)
+    expected = np.zeros((16, 16, 3), np.uint8)
+    expected[: content[0], : content[1]] = whole
+    np.testing.assert_array_equal(found.pixels, expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 97), (83, 60)])
+def test_boxes_and_masks_follow_a_letterboxed_picture(height, width):
+    y0, x0, y1, x1 = height // 3, width // 3, height * 2 // 3, width * 2 // 3
+    classes = np.zeros((height, width), np.uint8)
+    classes[y0:y1, x0:x1] = 7
+    file = io.BytesIO()
+    PIL.Image.fromarray(classes).save(file, "PNG")
+    canonical = box(24, 24)
+    mask = decode_mask(file.getvalue(), canonical, (height, width), "it")
+    rows, columns = canonical.place((height, width)).content
+    assert (mask[rows:] == 255).all()
+    assert (mask[:, columns:] == 255).all()
+    assert set(np.unique(mask[:rows, :columns])) == {0, 7}
+    given = np.array([[y0, x0, y1, x1], [0, 0, height, width]], float)
+    boxes, labels = canonical_boxes(given, np.arange(2), (height, width), canonical)
+    assert labels.tolist() == [0, 1]
+    np.testing.assert_allclose(boxes[1], [0, 0, rows, columns], rtol=1e-6)
+    ys, xs = np.nonzero(mask == 7)
+    inside = [ys.min(), xs.min(), ys.max() + 1, xs.max() + 1]
+    np.testing.assert_allclose(boxes[0], inside, atol=0.5)
+
+
+def test_batches_say_where_the_picture_is(data_config, folder):
+    for fit in ("crop", "letterbox"):
+        config = data_config("folder", folder, 8, fit=fit)
+        kept, lazy = load(config, "train"), load(config, "train", memory_limit_bytes=0)
+        assert_same_batch(everything(kept), everything(lazy))
+        batch = everything(kept.take(np.arange(3, 15)))
+        for image, content, size in zip(
+            batch["image"], batch["content"], batch["original_size"], strict=True
+        ):
+            share = size / size.max() if fit == "letterbox" else 1
+            np.testing.assert_array_equal(content, np.rint(8 * share * np.ones(2)))
+            assert not image[content[0] :].any()
+            assert not image[:, content[1] :].any()
+    digits = everything(load(data_config("digits", fit="letterbox"), "test"))
+    assert (digits["content"] == 8).all()
+
+
+def test_fits_that_do_not_go_together_are_refused(data_config, folder):
+    with pytest.raises(UserError, match=r"--config\.data\.fit='stretch' is unknown"):
+        load(data_config("folder", folder, 8, fit="stretch"), "train")
+    config = data_config("saturation", fit="letterbox")
+    config.compose = {"examples": 4, "side": 1, "bits": 3, "seed": 0}
+    with pytest.raises(UserError, match=r"--config\.data\.fit=letterbox is not for 'saturation'"):
+        load(config, "train")
+    whole = ConfigDict({"corruption": corruption_group(), "views": {"view1": {"size": 8}}})
+    whole.corruption.name = "gamma"
+    source = load(data_config("folder", folder, 8, fit="letterbox"), "train")
+    for order in ("corrupt_aug", "no_aug"):
+        whole.corruption.order = order
+        with pytest.raises(UserError, match=r"name=gamma before augmentation .*fit=crop, or"):
+            corrupted(source, whole)
+    whole.corruption.order = "aug_corrupt"
+    assert corrupted(source, whole) is source
+
+
+def test_views_larger_than_the_images_are_refused_where_sizes_vary(data_config, folder):
+    source = load(data_config("folder", folder, 8, validation_fraction=0.5), "train")
+    check_view_size(source, 8)
+    with pytest.raises(UserError, match=r"data\.image_size=8 is below the 9 pixels .*at least 9"):
+        check_view_size(source, 9)
+    check_view_size(load(data_config("digits"), "train"), 32)
 
 
 # Masks.
@@ -102,7 +203,7 @@ def test_a_box_stays_around_what_it_surrounds(height, width, size):
 def test_masks_take_the_pixel_that_their_centre_lies_in(tmp_path, height, width, target):
     mask = np.random.default_rng(0).integers(0, 256, (height, width), np.uint8)
     PIL.Image.fromarray(mask).save(tmp_path / "mask.png")
-    found = decode_mask(str(tmp_path / "mask.png"), (target, target), (height, width), "it")
+    found = decode_mask(str(tmp_path / "mask.png"), crop(target, target), (height, width), "it")
     side = min(height, width)
     centres = (np.arange(target) + 0.5) * side / target
     rows = np.floor((height - side) / 2 + centres).astype(int)
@@ -115,7 +216,7 @@ def test_a_mask_is_aligned_with_its_image(tmp_path):
     y, x = np.mgrid[:60, :90]
     disc = ((y - 25) ** 2 + (x - 50) ** 2 < 20**2).astype(np.uint8)
     PIL.Image.fromarray(disc).save(tmp_path / "mask.png")
-    mask = decode_mask(str(tmp_path / "mask.png"), (30, 30), (60, 90), "it")
+    mask = decode_mask(str(tmp_path / "mask.png"), crop(30, 30), (60, 90), "it")
     image = np.asarray(resize(PIL.Image.fromarray(disc * 255), 30, 30)) > 127
     # A shift by one canonical pixel moves 40 pixels of the border.
     assert np.sum(mask != image) < 20
@@ -129,11 +230,11 @@ def test_palette_and_binary_masks_are_read_as_classes(tmp_path):
     assert palette.mode == "P"
     palette.save(tmp_path / "palette.png")
     np.testing.assert_array_equal(
-        decode_mask(str(tmp_path / "palette.png"), (4, 4), (4, 4), "it"), classes
+        decode_mask(str(tmp_path / "palette.png"), crop(4, 4), (4, 4), "it"), classes
     )
     PIL.Image.fromarray(classes % 2 == 1).save(tmp_path / "binary.png")
     np.testing.assert_array_equal(
-        decode_mask(str(tmp_path / "binary.png"), (4, 4), (4, 4), "it"), classes % 2
+        decode_mask(str(tmp_path / "binary.png"), crop(4, 4), (4, 4), "it"), classes % 2
     )
 
 
@@ -144,4 +245,4 @@ def test_palette_and_binary_masks_are_read_as_classes(tmp_path):
 def test_other_masks_are_refused_in_words(tmp_path, mode, size, message):
     PIL.Image.new(mode, size).save(tmp_path / "mask.png")
     with pytest.raises(UserError, match=f"it is a mask of .*{message}|it is a mask of {message}"):
-        decode_mask(str(tmp_path / "mask.png"), (4, 4), (4, 4), "it")
+        decode_mask(str(tmp_path / "mask.png"), crop(4, 4), (4, 4), "it")

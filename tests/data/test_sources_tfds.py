@@ -322,7 +322,7 @@ def test_flowers_have_the_test_part_that_is_cut_for_them(data_config, tmp_path):
     assert seen == list(range(20))
     assert parts["test"].class_names[0] == "dandelion"
     assert everything(parts["test"])["split"].tolist() == [Split.TRAIN] * 4
-    with pytest.raises(UserError, match=r"set data\.test_fraction"):
+    with pytest.raises(UserError, match=r"set --config\.data\.test_fraction"):
         load(data_config("tf_flowers", tmp_path, 8), "test")
 
 

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick_compilation import AtOnce, at_once, once, quick_jit
 
-from jaxssl import losses
+import jaxssl.losses
+
+losses = AtOnce(jaxssl.losses)
 
 
 def draw(*shape, seed=0):
@@ -56,7 +59,7 @@ def test_sinkhorn_scales_rows_last_and_takes_a_traced_count():
     def run(iterations):
         return losses.sinkhorn_knopp(scores, epsilon=0.3, iterations=iterations)
 
-    np.testing.assert_allclose(jax.jit(run)(3), run(3), rtol=1e-6)
+    np.testing.assert_allclose(quick_jit(run)(3), run(3), rtol=1e-6)
     with pytest.raises(ValueError, match="iterations=0"):
         run(0)
 
@@ -67,21 +70,83 @@ def test_sinkhorn_of_a_traced_count_takes_part_in_a_gradient():
     def loss(scores, epsilon, iterations):
         return losses.sinkhorn_knopp(scores, epsilon=epsilon, iterations=iterations)[0, 0]
 
-    slopes = jax.jit(jax.grad(loss, (0, 1)))(jnp.float32(draw(12, 4)), 0.3, 3)
+    slopes = quick_jit(jax.grad(loss, (0, 1)))(jnp.float32(draw(12, 4)), 0.3, 3)
     for slope in slopes:
         np.testing.assert_array_equal(slope, 0)
 
 
-def test_swapped_prediction_swaps():
+def reference_cross_view(scores, targets, temperature):
+    """Value and gradient to the scores, one pair of a target and another view at a time."""
+    probability = softmax(scores / temperature)
+    pairs = [(g, v) for g in range(len(targets)) for v in range(len(scores)) if v != g]
+    terms, slope = [], np.zeros_like(scores)
+    for g, v in pairs:
+        terms += [-np.sum(targets[g] * np.log(probability[v]), axis=1)]
+        slope[v] += (probability[v] - targets[g]) / temperature
+    return np.mean(terms), slope / np.size(terms)
+
+
+# Views of the scores and of the targets: two views, multi-crop, one target.
+VIEWS = ((2, 2), (5, 2), (3, 1))
+CENTER = draw(4, seed=2)
+
+
+def views_of(views, global_views):
+    """Scores [V, B, K] and the outputs that make the targets [G, B, K]."""
+    return draw(views, 3, 4), draw(global_views, 3, 4, seed=1)
+
+
+@once
+def clustering():
+    """(loss, views, targets) -> its value and its gradients, all in one compilation."""
+
+    def cross_view(scores, targets):
+        return losses.cross_view_entropy(scores, targets, temperature=0.2)
+
+    def swapped(scores, targets):
+        return losses.swapped_prediction(*scores, *targets, temperature=0.2)
+
+    def dino(student, teacher):
+        return losses.dino(
+            student,
+            teacher,
+            center=jnp.asarray(CENTER),
+            student_temperature=0.2,
+            teacher_temperature=0.07,
+        )
+
+    cases = {("cross_view", *views): cross_view for views in VIEWS}
+    cases |= {("dino", *views): dino for views in VIEWS}
+    cases["swapped", 2, 2] = swapped
+
+    def inputs(name, views, global_views):
+        scores, outputs = views_of(views, global_views)
+        return scores, outputs if name == "dino" else softmax(outputs)
+
     with jax.enable_x64(True):
-        s1, s2 = draw(5, 4), draw(5, 4, seed=1)
-        q1, q2 = softmax(draw(5, 4, seed=2)), softmax(draw(5, 4, seed=3))
-        golden = [-np.mean(np.sum(q2 * np.log(softmax(s1 / 0.2)), axis=1))]
-        golden += [-np.mean(np.sum(q1 * np.log(softmax(s2 / 0.2)), axis=1))]
-        ours = losses.swapped_prediction(*map(jnp.asarray, (s1, s2, q1, q2)), temperature=0.2)
-        np.testing.assert_allclose(ours, np.mean(golden), rtol=1e-12)
-        other_way = losses.swapped_prediction(*map(jnp.asarray, (s2, s1, q2, q1)), temperature=0.2)
-        np.testing.assert_allclose(other_way, ours, rtol=1e-12)
+        given = {case: tuple(map(jnp.asarray, inputs(*case))) for case in cases}
+
+        def run(given):
+            return {
+                case: jax.value_and_grad(loss, argnums=(0, 1))(*given[case])
+                for case, loss in cases.items()
+            }
+
+        return jax.tree.map(np.asarray, quick_jit(run)(given))
+
+
+@pytest.mark.parametrize(
+    ("name", "views", "global_views"),
+    [(name, *views) for name in ("cross_view", "dino") for views in VIEWS] + [("swapped", 2, 2)],
+)
+def test_cross_view_losses_are_the_mean_over_pairs_of_different_views(name, views, global_views):
+    scores, outputs = views_of(views, global_views)
+    targets = softmax((outputs - CENTER) / 0.07) if name == "dino" else softmax(outputs)
+    golden, golden_slope = reference_cross_view(scores, targets, 0.2)
+    value, (slope, target_slope) = clustering()[name, views, global_views]
+    np.testing.assert_allclose(value, golden, rtol=1e-12)
+    np.testing.assert_allclose(slope, golden_slope, rtol=1e-12, atol=1e-15)
+    np.testing.assert_array_equal(target_slope, 0)
 
 
 def test_prototype_cross_entropy_ignores_the_unassigned():
@@ -97,41 +162,21 @@ def test_prototype_cross_entropy_ignores_the_unassigned():
 
 
 def test_prototype_cross_entropy_without_any_assignment():
-    loss = jax.value_and_grad(losses.prototype_cross_entropy)
+    loss = at_once(jax.value_and_grad(losses.prototype_cross_entropy))
     value, slope = loss(jnp.float32(draw(5, 4)), jnp.full(5, -1), temperature=0.2)
     assert value == 0
     np.testing.assert_array_equal(slope, 0)
 
 
-@pytest.mark.parametrize(("views", "global_views"), [(2, 2), (5, 2), (3, 1)])
-def test_dino_is_the_mean_over_pairs_of_different_views(views, global_views):
-    with jax.enable_x64(True):
-        student, teacher = draw(views, 3, 4), draw(global_views, 3, 4, seed=1)
-        center = draw(4, seed=2)
-        target = softmax((teacher - center) / 0.07)
-        log_probability = np.log(softmax(student / 0.1))
-        terms = [
-            -np.mean(np.sum(target[g] * log_probability[v], axis=1))
-            for g in range(global_views)
-            for v in range(views)
-            if g != v
-        ]
-        ours = losses.dino(
-            jnp.asarray(student),
-            jnp.asarray(teacher),
-            center=jnp.asarray(center),
-            student_temperature=0.1,
-            teacher_temperature=0.07,
-        )
-        np.testing.assert_allclose(ours, np.mean(terms), rtol=1e-12)
-
-
-def test_dino_needs_a_pair_of_different_views():
+def test_a_pair_of_different_views_is_needed(own_errors):
     temperatures = {"student_temperature": 0.1, "teacher_temperature": 0.07}
-    for views, global_views in ((1, 1), (2, 3)):
-        student, teacher = jnp.ones((views, 3, 4)), jnp.ones((global_views, 3, 4))
-        with pytest.raises(ValueError, match="give the student at least two"):
-            losses.dino(student, teacher, center=jnp.zeros(4), **temperatures)
+    for views, targets in ((1, 1), (2, 3)):
+        scores, given = jnp.ones((views, 3, 4)), jnp.ones((targets, 3, 4))
+        message = f"{{}} has {views} views and {{}} {targets}: {{}} must have two or more"
+        with pytest.raises(ValueError, match=message.format("student", "teacher", "student")):
+            losses.dino(scores, given, center=jnp.zeros(4), **temperatures)
+        with pytest.raises(ValueError, match=message.format("scores", "targets", "scores")):
+            losses.cross_view_entropy(scores, given, temperature=0.1)
 
 
 def test_dino_center_is_the_running_mean():

@@ -4,6 +4,7 @@ import doctest
 import importlib
 
 import pytest
+from quick_compilation import at_once
 
 import jaxssl.losses
 
@@ -20,17 +21,21 @@ MODULES = (
 
 
 def collected(module) -> dict[str, doctest.DocTest]:
-    """Examples by name of the function they document, found through the import hook's wrappers."""
+    """Examples by name of the function they document, found through the import hook's wrappers.
+
+    Each call of a loss in them is one compilation.
+    """
     finder = doctest.DocTestFinder(recurse=False)
     functions = {
         name: value
         for name, value in vars(module).items()
         if callable(value) and getattr(value, "__module__", None) == module.__name__
     }
+    compiled = {name: at_once(value) for name, value in functions.items()}
     return {
         name: test
         for name, value in functions.items()
-        for test in finder.find(value, name, globs={**vars(module)})
+        for test in finder.find(value, name, globs={**vars(module), **compiled})
         if test.examples
     }
 

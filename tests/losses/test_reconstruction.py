@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick_compilation import AtOnce, at_once
 
-from jaxssl import losses
+import jaxssl.losses
+
+losses = AtOnce(jaxssl.losses)
 
 
 def draw(*shape, seed=0):
@@ -34,9 +37,10 @@ def test_masked_reconstruction_is_the_formula(normalize_target):
 def test_visible_patches_have_no_gradient():
     mask = jnp.array([[True, False, False]])
     prediction, target = jnp.float32(draw(1, 3, 4)), jnp.float32(draw(1, 3, 4, seed=1))
-    slope = jax.grad(losses.masked_reconstruction)(prediction, target, mask, normalize_target=False)
+    gradient = at_once(jax.grad(losses.masked_reconstruction))
+    slope = np.asarray(gradient(prediction, target, mask, normalize_target=False))
     np.testing.assert_array_equal(slope[:, 1:], 0)
-    assert jnp.all(slope[:, 0] != 0)
+    assert np.all(slope[:, 0] != 0)
 
 
 def test_nothing_masked_is_no_loss():
@@ -45,7 +49,7 @@ def test_nothing_masked_is_no_loss():
     assert losses.masked_reconstruction(prediction, target, mask, normalize_target=False) == 0
 
 
-def test_one_value_a_patch_cannot_be_normalised():
+def test_one_value_a_patch_is_refused():
     x = jnp.ones((1, 3, 1))
     with pytest.raises(ValueError, match="no variance"):
         losses.masked_reconstruction(x, x, jnp.ones((1, 3), bool), normalize_target=True)

@@ -1,20 +1,25 @@
 """Sliced Wasserstein and the generalised contrastive loss: optimal transport and formulas."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
-from quick_compilation import quick_jit
+from quick_compilation import AtOnce, at_once, once, quick_jit
 from support import tree_distance
 
-from jaxssl import losses
+import jaxssl.losses
 from jaxssl.losses.sliced_wasserstein import (
     PRIORS,
     _transport_cost,
     draw_prior,
     orthonormal_directions,
 )
+
+losses = AtOnce(jaxssl.losses)
+orthonormal_directions, draw_prior = at_once(orthonormal_directions), at_once(draw_prior)
 
 
 def draw(*shape, seed=0):
@@ -28,21 +33,35 @@ def transport_cost(x, y):
     return cost[rows, columns].mean()
 
 
-@pytest.mark.parametrize("num_projections", [None, 1, 3])
-@pytest.mark.parametrize("prior", PRIORS)
-def test_equals_optimal_transport_of_each_projection(prior, num_projections):
-    with jax.enable_x64(True):
-        h, key = 2 * draw(17, 5), jax.random.key(7)
+TRANSPORTS = [(prior, count) for prior in PRIORS for count in (5, 1, 3)]
+
+
+@once
+def transports():
+    """(prior, projections) -> features and prior sample, both projected, and the loss."""
+    kind = np.dtype("float64")
+
+    def run(h, key):
         direction_key, prior_key = jax.random.split(key)
-        count = num_projections or 5
-        directions = orthonormal_directions(direction_key, 5, count, np.dtype("float64"))
-        sample = draw_prior(prior_key, prior, (17, 5), np.dtype("float64"))
-        x, y = h @ np.asarray(directions), np.asarray(sample @ directions)
-        golden = np.mean([transport_cost(x[:, p], y[:, p]) for p in range(count)])
-        ours = losses.sliced_wasserstein(
-            jnp.asarray(h), key=key, prior=prior, num_projections=num_projections
-        )
-        np.testing.assert_allclose(ours, golden, rtol=1e-12)
+        found = {}
+        for prior, count in TRANSPORTS:
+            directions = orthonormal_directions(direction_key, 5, count, kind)
+            sample = draw_prior(prior_key, prior, h.shape, kind)
+            loss = losses.sliced_wasserstein(
+                h, key=key, prior=prior, num_projections=None if count == 5 else count
+            )
+            found[prior, count] = h @ directions, sample @ directions, loss
+        return found
+
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, quick_jit(run)(2 * draw(17, 5), jax.random.key(7)))
+
+
+@pytest.mark.parametrize(("prior", "count"), TRANSPORTS)
+def test_equals_optimal_transport_of_each_projection(prior, count):
+    x, y, ours = transports()[prior, count]
+    golden = np.mean([transport_cost(x[:, p], y[:, p]) for p in range(count)])
+    np.testing.assert_allclose(ours, golden, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +87,7 @@ def test_a_sample_of_the_prior_is_at_the_sampling_floor(prior, floor):
         h = draw_prior(own, prior, (256, 64), np.dtype("float32"))
         return losses.sliced_wasserstein(h, key=other, prior=prior)
 
-    mean = jax.jit(jax.vmap(distance))(jax.random.split(jax.random.key(1), 20)).mean()
+    mean = quick_jit(jax.vmap(distance))(jax.random.split(jax.random.key(1), 20)).mean()
     np.testing.assert_allclose(mean, floor, rtol=0.1)
 
 
@@ -95,21 +114,36 @@ def naive(h, key):
     return jnp.mean((x - y) ** 2)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("rows", [1, 2, 37, 200])
-def test_gradient_is_that_of_the_sorted_differences(rows, dtype):
+ROWS = (1, 2, 37, 200)
+
+
+@once
+def sorted_gradients(dtype):
+    """rows -> (our value and gradient, the naive ones); one compilation."""
+
+    def run(batches, key):
+        return {
+            rows: [jax.value_and_grad(loss)(h, key) for loss in (with_normal_prior, naive)]
+            for rows, h in batches.items()
+        }
+
     with jax.enable_x64(dtype == "float64"):
-        h, key = jnp.asarray(draw(rows, 6), dtype), jax.random.key(2)
-        ours = quick_jit(jax.value_and_grad(with_normal_prior))(h, key)
-        golden = quick_jit(jax.value_and_grad(naive))(h, key)
-        assert tree_distance(ours, golden) < (1e-6 if dtype == "float32" else 1e-14)
+        batches = {rows: draw(rows, 6).astype(dtype) for rows in ROWS}
+        return jax.tree.map(np.asarray, quick_jit(run)(batches, jax.random.key(2)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows", ROWS)
+def test_gradient_is_that_of_the_sorted_differences(rows, dtype):
+    ours, golden = sorted_gradients(dtype)[rows]
+    assert tree_distance(ours, golden) < (1e-6 if dtype == "float32" else 1e-14)
 
 
 def test_ties_share_the_mean_of_their_targets():
     """Runs of 1, 2, 3 and 7 equal rows, and signed zeros, which tie."""
     x = np.array([[3, 1, 3, 2, 0, 0, 2, 3, -0.0, 0, 0, -0.0, 0]])
     y = np.sort(draw(13))
-    value, slope = jax.jit(jax.value_and_grad(_transport_cost))(
+    value, slope = quick_jit(jax.value_and_grad(_transport_cost))(
         jnp.float32(x), jnp.float32(y[None])
     )
     np.testing.assert_allclose(value, np.sum((np.sort(x[0]) - y) ** 2), rtol=1e-6)
@@ -136,10 +170,11 @@ def test_infinities_and_nans_reach_the_loss():
 
 def test_directions_are_orthonormal_and_haar():
     keys = jax.random.split(jax.random.key(0), 4000)
-    directions = jax.jit(
+    directions = quick_jit(
         jax.vmap(lambda key: orthonormal_directions(key, 3, 2, np.dtype("float32")))
     )(keys)
-    products = jnp.einsum("kdp,kdq->kpq", directions, directions)
+    directions = np.asarray(directions)
+    products = np.einsum("kdp,kdq->kpq", directions, directions)
     np.testing.assert_allclose(products, np.broadcast_to(np.eye(2), products.shape), atol=1e-6)
     # Uncorrected QR fixes the sign of one entry; Haar entries have mean 0, variance 1/3 and on the
     # sphere in three dimensions are uniform in [-1, 1]: fourth moment 1/5.
@@ -159,34 +194,50 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("self_term", [True, False])
-@pytest.mark.parametrize("halve", [True, False])
-@pytest.mark.parametrize("divide", [True, False])
-def test_generalized_logsumexp_is_table_1(normalize, self_term, halve, divide):
+# normalised, self term, halved alignment, divided by the dimension
+TABLE_1 = list(itertools.product((True, False), repeat=4))
+
+
+@once
+def generalized():
+    """The loss of every form, in one compilation."""
+
+    def run(z1, z2):
+        return {
+            form: losses.generalized_contrastive(
+                z1,
+                z2,
+                key=jax.random.key(0),
+                distribution="logsumexp",
+                weight=0.3,
+                temperature=0.7,
+                scale=1000.0,
+                normalize=form[0],
+                self_term=form[1],
+                halve_alignment=form[2],
+                divide_by_dimension=form[3],
+            )
+            for form in TABLE_1
+        }
+
     with jax.enable_x64(True):
-        z1, z2 = draw(5, 4), draw(5, 4, seed=1)
-        h1, h2 = (unit(z1), unit(z2)) if normalize else (z1, z2)
-        h = np.concatenate([h1, h2])
-        logits = np.exp(h @ h.T / 0.7)
-        if not self_term:
-            np.fill_diagonal(logits, 0)
-        distance = np.mean(np.log(logits.sum(1))) - np.log(4)
-        attraction = np.sum((h1 - h2) ** 2) / 5 / (2 if halve else 1) / (4 if divide else 1)
-        ours = losses.generalized_contrastive(
-            jnp.asarray(z1),
-            jnp.asarray(z2),
-            key=jax.random.key(0),
-            distribution="logsumexp",
-            weight=0.3,
-            temperature=0.7,
-            scale=1000.0,
-            normalize=normalize,
-            self_term=self_term,
-            halve_alignment=halve,
-            divide_by_dimension=divide,
-        )
-        np.testing.assert_allclose(ours, 1000 * (attraction + 0.3 * distance), rtol=1e-12)
+        return jax.tree.map(np.asarray, quick_jit(run)(draw(5, 4), draw(5, 4, seed=1)))
+
+
+@pytest.mark.parametrize("form", TABLE_1)
+def test_generalized_logsumexp_is_table_1(form):
+    normalize, self_term, halve, divide = form
+    z1, z2 = draw(5, 4), draw(5, 4, seed=1)
+    h1, h2 = (unit(z1), unit(z2)) if normalize else (z1, z2)
+    h = np.concatenate([h1, h2])
+    logits = np.exp(h @ h.T / 0.7)
+    if not self_term:
+        np.fill_diagonal(logits, 0)
+    distance = np.mean(np.log(logits.sum(1))) - np.log(4)
+    attraction = np.sum((h1 - h2) ** 2) / 5 / (2 if halve else 1) / (4 if divide else 1)
+    np.testing.assert_allclose(
+        generalized()[form], 1000 * (attraction + 0.3 * distance), rtol=1e-12
+    )
 
 
 def test_generalized_in_the_form_of_eq_4_is_decoupled_nt_xent():

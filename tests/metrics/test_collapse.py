@@ -2,8 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick_compilation import at_once
 
-from jaxssl.metrics.collapse import feature_std, rankme
+from jaxssl.metrics import collapse
+
+feature_std, rankme = at_once(collapse.feature_std), at_once(collapse.rankme)
 
 
 def sphere(n, d, seed=0):

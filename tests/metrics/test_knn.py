@@ -124,7 +124,7 @@ def test_the_scale_of_the_features_is_none_of_its_business(scale):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_what_cannot_be_is_refused():
+def test_bad_arguments_are_refused():
     predict, accuracy = unchecked(knn_predict), unchecked(knn_accuracy)
     bank, labels, queries, truth = make(30, 4)
     with pytest.raises(ValueError, match=r"k=200 .* bank has 30"):

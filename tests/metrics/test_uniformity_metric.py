@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import scipy.spatial.distance
 import scipy.special
+from quick_compilation import at_once
 from support import unchecked
 
-from jaxssl.metrics.uniformity import uniformity
+import jaxssl.metrics
+
+uniformity = at_once(jaxssl.metrics.uniformity)
 
 
 def reference(f, t):
@@ -75,8 +78,8 @@ def test_one_point_is_zero_and_self_pairs_do_not_count():
     assert np.isfinite(uniformity(np.float32([[0, 0], [-1, 0]])))
 
 
-def test_what_cannot_be_is_refused():
+def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="at least 2"):
-        unchecked(uniformity)(np.ones((1, 3), np.float32))
+        unchecked(jaxssl.metrics.uniformity)(np.ones((1, 3), np.float32))
     with pytest.raises(ValueError, match="t=0"):
         uniformity(np.ones((2, 3), np.float32), 0.0)

@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from model_support import abstract, filled, forward, jitted_forward, weights_of
 
+from jaxssl.errors import UserError
 from jaxssl.models import build_encoder
 
 EPSILON = 1e-3
@@ -51,7 +52,7 @@ def test_small_images_need_padding():
     assert shapes(8, padding="same") == ([4, 2, 1], (2, 128))
     assert shapes(16, padding="same", width=8) == ([8, 4, 2], (2, 32))
     assert shapes(15)[0] == [7, 3, 1]
-    with pytest.raises(ValueError, match=r"14 pixels are too small .* 'valid' padding"):
+    with pytest.raises(UserError, match=r"14 pixels are too small .* 'valid' padding"):
         shapes(14)
 
 
@@ -87,5 +88,5 @@ def test_forward_agrees_with_its_definition(padding, side):
 def test_images_of_another_size_are_refused():
     graph, params, rest = abstract(builder(image_size=8, padding="same", width=2))
     x = jax.ShapeDtypeStruct((2, 16, 16, 1), jnp.float32)
-    with pytest.raises(ValueError, match=r"built for images \[B, 8, 8, 1\], got \(2, 16, 16, 1\)"):
+    with pytest.raises(UserError, match=r"built for images \[B, 8, 8, 1\], got \(2, 16, 16, 1\)"):
         jax.eval_shape(functools.partial(forward, graph, train=True), params, rest, x)

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jaxssl.errors import UserError
 from jaxssl.models.norm import BatchNorm
 
 MOMENTUM, EPSILON = 0.9, 1e-5
@@ -85,6 +86,24 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them():
     np.testing.assert_allclose(norm(jnp.asarray(x), False), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(norm.mean[...], [1, 2, 3])
     np.testing.assert_array_equal(norm.var[...], [4, 1, 0.25])
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_groups_cut_the_images_and_hold_all_views_of_them(groups):
+    """SimCLR stacks view 2 after view 1: a device of many has both views of its own images."""
+    with jax.enable_x64(True):
+        norm = make(groups=groups, param_dtype=jnp.float64)
+        first, second = np.split(activations(), 2)
+        parts = [
+            np.concatenate(p)
+            for p in zip(*(np.split(x, groups) for x in (first, second)), strict=True)
+        ]
+        expected = [np.split(reference(part, 1.0, 0.0)[0], 2) for part in parts]
+        y = norm(jnp.asarray(np.concatenate([first, second])), True, views=2)
+        stacked = [np.concatenate([halves[view] for halves in expected]) for view in (0, 1)]
+        np.testing.assert_allclose(y, np.concatenate(stacked), atol=1e-12)
+        means = [reference(part, 1.0, 0.0)[1] for part in parts]
+        np.testing.assert_allclose(norm.mean[...], 0.1 * np.mean(means, 0))
 
 
 @pytest.mark.parametrize("groups", [2, 4, 8])
@@ -188,12 +207,14 @@ def test_scale_and_bias_are_optional_and_scale_can_start_at_zero():
 
 
 def test_bad_sizes_are_refused_in_one_sentence():
-    with pytest.raises(ValueError, match=r"batch of 16 does not split into 3 equal"):
+    with pytest.raises(UserError, match=r"16 images do not split into 3 equal"):
         make(groups=3)(jnp.asarray(activations(), jnp.float32), True)
     with pytest.raises(ValueError, match=r"of 4 features was given 3"):
         make(features=4)(jnp.asarray(activations(), jnp.float32), True)
-    with pytest.raises(ValueError, match="groups >= 1, got 0"):
+    with pytest.raises(UserError, match="bn_groups=0 must be"):
         make(groups=0)
+    with pytest.raises(ValueError, match="16 rows are not 3 views"):
+        make()(jnp.asarray(activations(), jnp.float32), True, views=3)
 
 
 def test_evaluation_ignores_groups():

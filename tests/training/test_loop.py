@@ -1,48 +1,55 @@
 """Cadence, the reporter, and the hook that runs before an epoch."""
 
+import dataclasses
+import os
+import signal
+import time
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 from tiny import Run, config_for
 
+from jaxssl import cli, linear_probe
 from jaxssl.checkpoint import CheckpointReader
 from jaxssl.distributed import data_mesh
 from jaxssl.errors import UserError
+from jaxssl.evaluation import probe
+from jaxssl.interruption import Interrupted, Interruption
 from jaxssl.methods import METHODS
-from jaxssl.methods.method import Counter
+from jaxssl.methods.method import Bank
 from jaxssl.methods.simclr import SimCLR
+from jaxssl.pretrain import pretrain
 from jaxssl.reporting import MetricWriter, Progress, read_metrics
-from jaxssl.training.loop import Cadence, Reporter
+from jaxssl.run_directory import owned
+from jaxssl.training import loop
+from jaxssl.training.loop import Cadence, Reporter, SaveClock
 from jaxssl.training.state import merge, traced_scalars
 from jaxssl.training.step import make_epoch_hook
 
 
 def test_epochs_of_batches_that_straddle():
-    cadence = Cadence(
-        stop=10, batch_size=4, num_examples=10, log=3, save=5, save_minutes=0, monitor=0
-    )
+    cadence = Cadence(stop=10, batch_size=4, num_examples=10, log=3, save=5, save_minutes=0.0)
     assert [cadence.epoch(step) for step in range(6)] == [0, 0, 0, 1, 1, 2]
     assert [step for step in range(10) if cadence.starts_epoch(step)] == [0, 3, 5, 8]
 
 
 def test_due_at_multiples_and_at_the_end():
-    cadence = Cadence(
-        stop=10, batch_size=4, num_examples=10, log=3, save=5, save_minutes=0, monitor=0
-    )
+    cadence = Cadence(stop=10, batch_size=4, num_examples=10, log=3, save=5, save_minutes=0.0)
     assert [step for step in range(1, 11) if cadence.due(3, step)] == [3, 6, 9, 10]
     assert not any(cadence.due(0, step) for step in range(1, 11))
 
 
 def test_cadence_of_a_config():
-    config = config_for("simclr")
-    with config.unlocked():
-        config.run.stop_step = 7
-        config.monitor.knn_every_epochs = 0.5
-    cadence = Cadence.from_config(config, num_examples=100, total_steps=50)
-    assert (cadence.stop, cadence.monitor) == (7, 1)
-    with config.unlocked():
-        config.run.stop_step = 999
-    assert Cadence.from_config(config, num_examples=100, total_steps=50).stop == 50
+    run = config_for("simclr").run
+    run.stop_step = 7
+    cadence = Cadence.from_config(run, batch_size=8, num_examples=100, total_steps=50)
+    assert (cadence.stop, cadence.log, cadence.save) == (7, 5, 10)
+    run.stop_step = 999
+    assert Cadence.from_config(run, 8, num_examples=100, total_steps=50).stop == 50
 
 
 @pytest.fixture
@@ -78,24 +85,165 @@ class CountsEpochs(SimCLR):
 
     def __init__(self, config, encoder, spec, rngs):
         super().__init__(config, encoder, spec, rngs)
-        self.seen = Counter(jnp.zeros((), jnp.int32))
-        self.drawn = Counter(jnp.zeros((), jnp.float32))
+        self.seen = Bank(jnp.zeros((), jnp.int32))
+        self.drawn = Bank(jnp.zeros((), jnp.float32))
+        self.rate = Bank(jnp.zeros((), jnp.float32))
 
-    def on_epoch(self, epoch, key):
-        self.seen[...] = self.seen[...] + epoch
+    def on_epoch(self, epoch, key, hyper):
+        self.seen[...] = 10 * self.seen[...] + epoch + 1
         self.drawn[...] = jax.random.uniform(key)
+        self.rate[...] = hyper["learning_rate"]
 
 
 def test_epoch_hook(monkeypatch):
     monkeypatch.setitem(METHODS, "simclr", CountsEpochs)
     run = Run(config_for("simclr"))
     mesh = data_mesh(2)
-    hook = make_epoch_hook(run.blueprint, mesh)
+    hook = make_epoch_hook(run.blueprint, run.schedules, mesh)
     hyper = traced_scalars(run.config)
     state = run.blueprint.create(0, mesh)
     state = hook(state, jnp.int32(2), hyper)
     first = float(merge(run.blueprint.graph, state.params, state.rest).drawn[...])
     state = hook(state, jnp.int32(3), hyper)
     method = merge(run.blueprint.graph, state.params, state.rest)
-    assert int(method.seen[...]) == 5
+    assert int(method.seen[...]) == 34
     assert float(method.drawn[...]) != first
+    assert float(method.rate[...]) == pytest.approx(run.config.hyper.learning_rate.value)
+
+
+def test_the_loop_calls_the_hook_once_an_epoch_and_a_resumed_run_does_not_call_it_again(
+    monkeypatch, tmp_path
+):
+    """1,294 images in batches of 256: epochs begin at steps 0, 6, 11, 16."""
+    monkeypatch.setitem(METHODS, "simclr", CountsEpochs)
+    config = config_for("simclr")
+    with config.unlocked():
+        config.batch_size = 256
+        config.evals.knn.every = 0.0
+        config.run.update(num_devices=1, log_every_steps=1, stop_step=12)
+    whole = pretrain(config, tmp_path / "whole")
+    with config.unlocked():
+        config.run.stop_step = 7  # after the hook of epoch 1, before that of epoch 2
+    pretrain(config, tmp_path / "parts")
+    with config.unlocked():
+        config.run.stop_step = 12
+    parts = pretrain(config, tmp_path / "parts")
+    assert int(whole.rest["seen"][...]) == 123
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def short(**changes):
+    config = config_for("simclr")
+    with config.unlocked():
+        config.update_from_flattened_dict(
+            {
+                "run.stop_step": 8,
+                "run.checkpoint_every_steps": 5,
+                "run.log_every_steps": 2,
+                "run.num_devices": 1,
+                "evals.knn.every": 0.0,
+            }
+            | changes
+        )
+    return config
+
+
+def losses(workdir):
+    return [(row["step"], row["loss"]) for row in read_metrics(workdir)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("loop") / "undisturbed"
+    pretrain(short(), workdir)
+    return workdir
+
+
+def test_a_signal_loses_no_step_and_the_rows_go_on(undisturbed, tmp_path, monkeypatch):
+    write, begun = MetricWriter.write, []
+
+    def write_and_signal(self, step, metrics):
+        write(self, step, metrics)
+        if not begun:
+            begun.append(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)  # the thread that listens is another
+
+    monkeypatch.setattr(MetricWriter, "write", write_and_signal)
+    with pytest.raises(Interrupted, match=r"it got SIGTERM: step 3 is saved") as caught:
+        pretrain(short(), tmp_path / "run")
+    assert caught.value.status == 143
+    assert CheckpointReader(tmp_path / "run" / "checkpoints").steps() == [3]
+    assert losses(tmp_path / "run") == losses(undisturbed)[:1]
+    assert not (tmp_path / "run" / "lock.json").exists()
+    assert int(pretrain(short(), tmp_path / "run").step) == 8
+    assert losses(tmp_path / "run") == losses(undisturbed)
+
+
+def test_a_signal_before_the_first_step_waits_for_no_compilation(tmp_path, monkeypatch):
+    monkeypatch.setattr(Interruption, "stop_requested", True)
+    monkeypatch.setattr(Interruption, "_reason", "it got SIGTERM", raising=False)
+    with pytest.raises(Interrupted, match="no step was done"):
+        pretrain(short(), tmp_path / "run")
+    assert CheckpointReader(tmp_path / "run" / "checkpoints").steps() == []
+
+
+def test_an_output_that_closes_is_a_reason_to_stop_too(tmp_path, monkeypatch):
+    def show(self, step):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Progress, "_show", show)
+    with pytest.raises(Interrupted, match=r"output was closed: step 3 is saved") as caught:
+        pretrain(short(), tmp_path / "run")
+    assert caught.value.status == 141
+
+
+def test_saves_by_the_clock(undisturbed, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    cadence = Cadence.from_config(short(**{"run.save_every_minutes": 2.0}), 1000, 50)
+    clock = SaveClock(cadence)
+    now[0] = 119.0
+    assert not clock.due(1)
+    now[0] = 120.0
+    assert clock.due(2)
+    clock.saved()
+    assert not clock.due(3)
+    assert not SaveClock(dataclasses.replace(cadence, save_minutes=0.0)).due(1)
+    monkeypatch.undo()
+    pretrain(short(**{"run.save_every_minutes": 1e-9, "run.keep_last": 9}), tmp_path / "run")
+    assert CheckpointReader(tmp_path / "run" / "checkpoints").steps() == list(range(1, 9))
+    assert losses(tmp_path / "run") == losses(undisturbed)
+
+
+def test_a_run_that_goes_on_is_left_alone_by_a_second_start(undisturbed):
+    before = (undisturbed / "metrics.jsonl").read_bytes()
+    with owned(undisturbed), pytest.raises(UserError, match=f"in use by process {os.getpid()} "):
+        pretrain(short(), undisturbed)
+    assert (undisturbed / "metrics.jsonl").read_bytes() == before
+
+
+def test_finished_reads_well_where_fewer_steps_are_asked_for(undisturbed, capsys):
+    pretrain(short(), undisturbed)
+    assert "is finished: step 8 of 8." in capsys.readouterr().out
+    pretrain(short(**{"run.stop_step": 3}), undisturbed)
+    said = capsys.readouterr().out
+    assert "is finished: it has 8 steps and --config.run.stop_step asks for 3." in said
+
+
+def test_a_probe_prints_before_it_writes(undisturbed, monkeypatch, capsys):
+    (undisturbed / "evaluations").touch()  # where a directory should be
+    settings = probe.default_config()
+    settings.update_from_flattened_dict({"sgd.epochs": 0, "lbfgs.l2_grid": (0.1,)})
+    values = flags.FlagValues()
+    flags.DEFINE_string("run", str(undisturbed), "", flag_values=values)
+    flags.DEFINE_integer("step", None, "", flag_values=values)
+    flags.DEFINE_bool("baselines", False, "", flag_values=values)
+    config_flags.DEFINE_config_dict("probe", settings, flag_values=values, sys_argv=[""])
+    values.mark_as_parsed()
+    monkeypatch.setattr(linear_probe, "check_neighbours", lambda *_: None)
+    with pytest.raises((NotADirectoryError, FileExistsError)) as caught:
+        linear_probe._main(values)
+    assert "Top-1 on 360 test images" in capsys.readouterr().out
+    assert cli._explain(caught.value)[1].startswith(("a file lies", "something else lies"))

@@ -16,15 +16,14 @@ from jaxssl.training.optim import (
     EXCLUDE_BIAS_AND_NORM,
     ParameterGroup,
     assign_groups,
-    describe_groups,
     make_optimizer,
     parameter_paths,
-    peak_learning_rate,
-    unit_schedule,
+    scaled_learning_rate,
 )
 
 RATES = (0.1, 0.4, 0.0, 0.2, 0.05)  # moves, so that the order of lr and momentum shows
 DECAY = 0.03
+CONSTANT_RATE = 0.3  # of groups that do not follow the schedule
 
 OPTIMIZERS = {
     "sgd": {"name": "sgd", "momentum": 0.9, "nesterov": False},
@@ -46,7 +45,7 @@ OPTIMIZERS["lars_solo_clip"] = {**OPTIMIZERS["lars_solo"], "clip_trust": True}
 
 
 def config(settings, groups=EXCLUDE_BIAS_AND_NORM):
-    return ConfigDict({**settings, "groups": groups})
+    return ConfigDict({"clip_norm": 0.0, **settings, "groups": groups})
 
 
 def parameters(dtype=np.float64, seed=0):
@@ -80,7 +79,12 @@ def run(settings, groups=EXCLUDE_BIAS_AND_NORM, rates=RATES, dtype=np.float64):
     @jax.jit
     def step(grads, state, params, learning_rate, weight_decay):
         updates, state = optimizer.update(
-            grads, state, params, learning_rate=learning_rate, weight_decay=weight_decay
+            grads,
+            state,
+            params,
+            learning_rate=learning_rate,
+            constant_learning_rate=jnp.float32(CONSTANT_RATE),
+            weight_decay=weight_decay,
         )
         return optax.apply_updates(params, updates), state
 
@@ -183,7 +187,7 @@ def test_sgd_agrees_with_optax_where_the_two_are_the_same():
 
 
 @pytest.mark.parametrize("name", ["lars_simclr", "lars_fair", "lars_solo", "lars_solo_clip"])
-def test_a_zero_norm_gives_a_trust_ratio_of_one(name):
+def test_a_zero_norm_gives_a_trust_ratio_of_one_but_for_a_weight_that_decays(name):
     s = {**OPTIMIZERS[name], "lr_in_momentum": False}
     kernel = jnp.ones((2, 2))
     for w, g in [(0 * kernel, kernel), (kernel, 0 * kernel), (0 * kernel, 0 * kernel)]:
@@ -194,9 +198,14 @@ def test_a_zero_norm_gives_a_trust_ratio_of_one(name):
             optimizer.init(params),
             params,
             learning_rate=jnp.float32(0.5),
+            constant_learning_rate=jnp.float32(0.5),
             weight_decay=jnp.float32(DECAY),
         )
-        np.testing.assert_allclose(updates["a"]["kernel"], -0.5 * (g + DECAY * w), rtol=1e-6)
+        ratio = 1.0
+        if np.any(w) and s["trust_formula"] == "norm_of_sum":
+            ratio = s["trust_coefficient"] / DECAY  # of the decay alone, as SimCLR's code has it
+        expected = -0.5 * ratio * (g + DECAY * w)
+        np.testing.assert_allclose(updates["a"]["kernel"], expected, rtol=1e-6)
 
 
 def test_lars_step_does_not_depend_on_the_scale_of_the_gradient_except_where_excluded():
@@ -205,7 +214,8 @@ def test_lars_step_does_not_depend_on_the_scale_of_the_gradient_except_where_exc
 
     def update(scale):
         grads = jax.tree.map(lambda g: scale * g, device(gradients(0, np.float32)))
-        rates = {"learning_rate": jnp.float32(0.1), "weight_decay": jnp.float32(0.0)}
+        rates = dict.fromkeys(("learning_rate", "constant_learning_rate"), jnp.float32(0.1))
+        rates["weight_decay"] = jnp.float32(0.0)
         return optimizer.update(grads, optimizer.init(params), params, **rates)[0]
 
     one, thousand = update(1.0), update(1000.0)
@@ -219,9 +229,9 @@ def test_lars_step_does_not_depend_on_the_scale_of_the_gradient_except_where_exc
 
 def test_multipliers_apply_to_the_rate_and_zero_freezes_exactly():
     groups = (
-        ParameterGroup("head/.*", 1.0, True, 0.25),
-        ParameterGroup("encoder/norm/.*", 1.0, True, 0.0),
-        ParameterGroup(".*", 1.0, True, 1.0),
+        ParameterGroup("head/.*", 1.0, True, 0.25, True),
+        ParameterGroup("encoder/norm/.*", 1.0, True, 0.0, True),
+        ParameterGroup(".*", 1.0, True, 1.0, True),
     )
     for name in ("sgd", "adamw", "lars_simclr", "lars_solo_clip"):
         ours = run(OPTIMIZERS[name], groups=groups, dtype=np.float32)
@@ -236,8 +246,44 @@ def test_multipliers_apply_to_the_rate_and_zero_freezes_exactly():
         assert np.abs(slow - full[-1]).max() > 1e-3
 
 
+def test_a_group_that_does_not_follow_the_schedule_keeps_its_rate():
+    groups = (ParameterGroup("head/.*", 1.0, True, 0.5, False), *EXCLUDE_BIAS_AND_NORM)
+    for name in ("sgd", "adamw", "lars_simclr", "lars_fair"):
+        ours = run(OPTIMIZERS[name], groups=groups, dtype=np.float32)
+        constant = expected(OPTIMIZERS[name], rates=(0.5 * CONSTANT_RATE,) * len(RATES))[-1]
+        moving = expected(OPTIMIZERS[name])
+        np.testing.assert_allclose(ours["head"]["kernel"], constant, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            ours["encoder"]["conv"]["kernel"], moving[0], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_the_whole_gradient_is_clipped_before_anything_else():
+    settings = {**OPTIMIZERS["sgd"], "clip_norm": 0.7}
+    grads = [jax.tree.leaves(gradients(k)) for k in range(len(RATES))]
+    clipped = []
+    for leaves in grads:
+        norm = np.sqrt(sum(np.sum(leaf**2) for leaf in leaves))
+        assert norm > 0.7
+        clipped.append([leaf * 0.7 / norm for leaf in leaves])
+    with jax.enable_x64(True):
+        ours = jax.tree.leaves(run(settings))
+    for i, (path, start) in enumerate(
+        zip(parameter_paths(parameters()), jax.tree.leaves(parameters()), strict=True)
+    ):
+        excluded = path.endswith(("bias", "scale"))
+        end = reference(settings, start, [g[i] for g in clipped], excluded)
+        np.testing.assert_allclose(ours[i], end, rtol=1e-9)
+    with pytest.raises(UserError, match=r"--config.optimizer.clip_norm=-1.0 must be"):
+        run({**settings, "clip_norm": -1.0})
+
+
 def test_the_first_matching_row_governs_and_a_config_read_from_json_means_the_same():
-    groups = (*EXCLUDE_BIAS_AND_NORM[:1], ParameterGroup("head/.*", 0.5, True, 1.0), *DECAY_ALL)
+    groups = (
+        *EXCLUDE_BIAS_AND_NORM[:1],
+        ParameterGroup("head/.*", 0.5, True, 1.0, True),
+        *DECAY_ALL,
+    )
     assigned = assign_groups(groups, parameters())
     assert {path: group.pattern for path, group in assigned.items()} == {
         "encoder/conv/kernel": ".*",
@@ -262,10 +308,15 @@ def test_paths_are_the_same_for_a_module_state_and_a_dict():
 
 def test_updates_of_a_module_state_keep_its_structure():
     params = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
-    groups = (ParameterGroup("bias", 0.0, False, 1.0), *DECAY_ALL)
+    groups = (ParameterGroup("bias", 0.0, False, 1.0, True), *DECAY_ALL)
     optimizer = make_optimizer(config(LARS, groups), params)
     updates, state = optimizer.update(
-        params, optimizer.init(params), params, learning_rate=0.1, weight_decay=0.0
+        params,
+        optimizer.init(params),
+        params,
+        learning_rate=0.1,
+        constant_learning_rate=0.1,
+        weight_decay=0.0,
     )
     updated = optax.apply_updates(params, updates)
     assert jax.tree.structure(updated) == jax.tree.structure(params)
@@ -274,98 +325,41 @@ def test_updates_of_a_module_state_keep_its_structure():
 
 def test_patterns_that_govern_nothing_and_parameters_without_a_group_are_named():
     with pytest.raises(UserError, match=r"pattern 'header/\.\*' .* governs no parameter"):
-        assign_groups((ParameterGroup("header/.*", 1.0, True, 1.0), *DECAY_ALL), parameters())
+        assign_groups((ParameterGroup("header/.*", 1.0, True, 1.0, True), *DECAY_ALL), parameters())
     with pytest.raises(UserError, match=r"pattern 'head/\.\*' .* governs no parameter"):
-        assign_groups((*DECAY_ALL, ParameterGroup("head/.*", 1.0, True, 1.0)), parameters())
+        assign_groups((*DECAY_ALL, ParameterGroup("head/.*", 1.0, True, 1.0, True)), parameters())
     with pytest.raises(UserError, match=r"pattern 'head' .* governs no parameter"):
-        assign_groups((ParameterGroup("head", 1.0, True, 1.0), *DECAY_ALL), parameters())
+        assign_groups((ParameterGroup("head", 1.0, True, 1.0, True), *DECAY_ALL), parameters())
     with pytest.raises(UserError, match="matches the parameter 'encoder/conv/kernel'"):
-        assign_groups((ParameterGroup("head/.*", 1.0, True, 1.0),), parameters())
+        assign_groups((ParameterGroup("head/.*", 1.0, True, 1.0, True),), parameters())
     with pytest.raises(UserError, match="matches the parameter 'head/kernel'"):
-        assign_groups((ParameterGroup("encoder/.*", 1.0, True, 1.0),), parameters())
+        assign_groups((ParameterGroup("encoder/.*", 1.0, True, 1.0, True),), parameters())
 
 
-def test_description_counts_arrays_and_numbers():
-    text = describe_groups(EXCLUDE_BIAS_AND_NORM, parameters()).splitlines()
-    assert text[0].endswith("no trust ratio, learning rate x 1; 2 arrays, 8 numbers")
-    assert text[1].endswith("with trust ratio, learning rate x 1; 2 arrays, 20 numbers")
+def test_a_row_of_an_older_form_is_refused_with_the_form_of_today():
+    with pytest.raises(UserError, match=r"give \(pattern, weight_decay, trust, .*scheduled\)"):
+        assign_groups(((".*", 1.0, True, 1.0),), parameters())
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(UserError, match=r"name='adam' is unknown: choose one of adamw, lars"):
+    with pytest.raises(UserError, match=r"name=adam is unknown: choose one of adamw, lars"):
         make_optimizer(config({"name": "adam"}), parameters())
-    with pytest.raises(UserError, match="trust_formula='apex'"):
+    with pytest.raises(UserError, match="trust_formula=apex"):
         make_optimizer(config({**LARS, "trust_formula": "apex"}), parameters())
-    with pytest.raises(UserError, match="scaling='cube'"):
-        peak_learning_rate(0.1, 256, "cube")
+    with pytest.raises(UserError, match="scaling=cube"):
+        scaled_learning_rate(0.1, 256, "cube")
 
 
 # --- learning rate --------------------------------------------------------------------------------
 
 
 def test_scaling_reproduces_published_peaks():
-    assert peak_learning_rate(0.06, 512, "none") == 0.06
-    assert peak_learning_rate(1.0, 512, "linear") == 2.0  # SimCLR, CIFAR-10
+    assert scaled_learning_rate(0.06, 512, "none") == 0.06
+    assert scaled_learning_rate(1.0, 512, "linear") == 2.0  # SimCLR, CIFAR-10
     # SimCLR, ImageNet: .3 * 4096 / 256 and .075 * sqrt(4096) are the same rate.
-    assert peak_learning_rate(0.3, 4096, "linear") == pytest.approx(4.8)
-    assert peak_learning_rate(0.075, 4096, "sqrt") == pytest.approx(4.8)
-    assert peak_learning_rate(0.2, 512, "sqrt") == pytest.approx(4.525, abs=1e-3)  # 2011.02803
-
-
-def schedule(steps_per_epoch=10.0, **changes):
-    base = {
-        "epochs": 20.0,
-        "warmup_epochs": 2.5,
-        "decay": "cosine",
-        "final": 0.1,
-        "granularity": "step",
-    }
-    return unit_schedule(ConfigDict({**base, **changes}), steps_per_epoch)
-
-
-def test_warm_up_then_cosine_at_its_key_points():
-    factor = jax.jit(schedule(epochs=20.5))  # warm-up in steps 0 .. 25, decay to 205
-    for step, value in [(0, 0.0), (5, 0.2), (25, 1.0), (115, 0.55), (205, 0.1), (500, 0.1)]:
-        np.testing.assert_allclose(factor(step), value, atol=1e-6)
-    np.testing.assert_allclose(factor(85), 0.1 + 0.9 * 0.5 * (1 + 0.5), rtol=1e-6)  # cos(pi / 3)
-    all_steps = jax.vmap(factor)(jnp.arange(206))
-    assert np.all(np.diff(all_steps[:26]) > 0)
-    assert np.all(np.diff(all_steps[25:]) < 0)
-
-
-def test_linear_decay_at_its_key_points():
-    factor = schedule(decay="linear")  # from step 25 to 200, from 1 to .1
-    steps, values = jnp.array([25, 60, 95, 200, 300]), [1.0, 0.82, 0.64, 0.1, 0.1]
-    np.testing.assert_allclose(jax.vmap(factor)(steps), values, atol=1e-6)
-
-
-def test_constant_schedule_and_none_of_the_warm_up():
-    factor = schedule(warmup_epochs=0.0, decay="constant")
-    np.testing.assert_array_equal(jax.vmap(factor)(jnp.arange(250)), 1.0)
-    np.testing.assert_allclose(schedule(warmup_epochs=0.0)(0), 1.0)
-
-
-def test_steps_of_whole_epochs_as_in_moco_and_its_demo():
-    spe = 50_000 / 512
-    epoch = np.arange(0, 200 * 50_000 // 512, 37) * 512 // 50_000  # in integers
-    steps = jnp.arange(0, 200 * 50_000 // 512, 37)
-    for granularity, first in [("epoch", 0), ("epoch_from_one", 1)]:
-        factor = schedule(spe, epochs=200.0, warmup_epochs=0.0, final=0.0, granularity=granularity)
-        cosine = 0.5 * (1 + np.cos(np.pi * (epoch + first) / 200))
-        np.testing.assert_allclose(jax.vmap(factor)(steps), cosine, atol=1e-6)
-    assert factor(19_530) < 1e-6  # the demo's last epoch trains with a rate of 0
-    assert jnp.float32(factor(0)) < 1.0
-
-
-def test_impossible_schedules_are_refused():
-    with pytest.raises(UserError, match="warmup_epochs is 20 of 20 epochs"):
-        schedule(warmup_epochs=20.0)
-    with pytest.raises(UserError, match=r"final is 1.5"):
-        schedule(final=1.5)
-    with pytest.raises(UserError, match=r"schedule.decay='steps'"):
-        schedule(decay="steps")
-    with pytest.raises(UserError, match=r"schedule.granularity='day'"):
-        schedule(granularity="day")
+    assert scaled_learning_rate(0.3, 4096, "linear") == pytest.approx(4.8)
+    assert scaled_learning_rate(0.075, 4096, "sqrt") == pytest.approx(4.8)
+    assert scaled_learning_rate(0.2, 512, "sqrt") == pytest.approx(4.525, abs=1e-3)  # 2011.02803
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -373,14 +367,18 @@ def test_a_population_over_learning_rate_and_decay_is_its_members_alone(name):
     params = device(parameters(np.float32))
     optimizer = make_optimizer(config(OPTIMIZERS[name]), params)
     grads = [device(gradients(k, np.float32)) for k in range(3)]
-    factor = schedule(warmup_epochs=0.2)
 
     def train(base, weight_decay):
         state, w = optimizer.init(params), params
         for k in range(3):
-            rate = peak_learning_rate(base, 64, "sqrt") * factor(k + 1)
+            rate = scaled_learning_rate(base, 64, "sqrt") * (k + 1) / 3
             updates, state = optimizer.update(
-                grads[k], state, w, learning_rate=rate, weight_decay=weight_decay
+                grads[k],
+                state,
+                w,
+                learning_rate=rate,
+                constant_learning_rate=rate,
+                weight_decay=weight_decay,
             )
             w = optax.apply_updates(w, updates)
         return w

@@ -7,7 +7,7 @@ from tiny import Run, config_for
 
 from jaxssl.distributed import data_mesh, global_batch, replicated
 from jaxssl.training.state import traced_scalars
-from jaxssl.training.step import compile_step, make_step
+from jaxssl.training.step import compile_step
 
 STEPS = 3
 
@@ -50,13 +50,13 @@ def test_two_members_are_two_runs_and_compile_once(method, lowerings):
         member(method),
         member(
             method,
-            **{"init_seed": 7, "hyper.temperature": 0.9, "hyper.learning_rate": 0.02},
+            **{"init_seed": 7, "hyper.temperature": 0.9, "hyper.learning_rate.value": 0.02},
         ),
     ]
     # The population: one init, one step, both built for the first member.
     shared = members[0].blueprint
     init = jax.jit(shared.init, out_shardings=replicated(mesh))
-    step = compile_step(make_step(shared, members[0].policy), mesh)
+    step = compile_step(members[0].step(), mesh)
     hypers = [traced_scalars(run.config) for run in members]
     states, compiled = [], []
     for hyper in hypers:
@@ -70,7 +70,7 @@ def test_two_members_are_two_runs_and_compile_once(method, lowerings):
     # The runs: each builds everything for itself.
     for run, together, hyper in zip(members, states, hypers, strict=True):
         alone = run.blueprint.create(run.config.init_seed, mesh)
-        own = compile_step(make_step(run.blueprint, run.policy), mesh)
+        own = compile_step(run.step(), mesh)
         for number in range(STEPS):
             alone, _ = own(alone, global_batch(mesh, run.batch(number)), hyper)
         for a, b in zip(arrays(alone), arrays(together), strict=True):

@@ -1,0 +1,75 @@
+"""One line on the data of a run, for a program to print at its start."""
+
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from jaxssl.data.composed import COMPOSED
+from jaxssl.data.examples import Source
+from jaxssl.data.sources import taken_from, unused
+from jaxssl.data.walk import LINKED_TWICE, NO_AREA, Counts, merged
+from jaxssl.randomness import Split
+
+_OF = {Split.TRAIN: "train", Split.VALIDATION: "validation", Split.TEST: "test"}
+
+
+def describe(splits: Mapping[str, Source], data: ConfigDict) -> str:
+    """What a run is trained and judged on, and what lies beside it and is not.
+
+    Such as ``train 30 images, 3 classes; validation 3 (cut from train; val/ unused); passed over 7
+    files (3 .avif, 4 .pgm)``.
+
+    Args:
+      splits: the sources by the name of their split.
+      data: the ``data`` group that they are of; with sources from Python, one whose ``name`` is "".
+    """
+    idle = [] if not data.name else [f"{name}/" for name in unused(data)]
+    parts: list[str] = []
+    for name, source in splits.items():
+        first = not parts
+        told = f"{name} {len(source):,} images" if first else f"{name} {len(source):,}"
+        if first and source.num_classes is not None:
+            told += f", {source.num_classes:,} classes"
+        notes = _origin(name, source, data)
+        if name == "validation" and notes and "test" not in splits and data.name:
+            kept = taken_from(data).get("test")
+            notes += ["the published validation split is for testing"] * (kept == name)
+        if source.left_out:
+            notes.append(f"{source.left_out:,} unreadable left out")
+        if name == "validation" and idle:
+            notes.append(f"{', '.join(idle)} unused")
+            idle = []
+        parts.append(told + (f" ({'; '.join(notes)})" if notes else ""))
+    if idle:
+        parts.append(f"{', '.join(idle)} unused")
+    return "; ".join([*parts, *_passed_over(splits)])
+
+
+def _origin(name: str, source: Source, data: ConfigDict) -> list[str]:
+    """From which other published split the examples are, if that is so."""
+    published = {_OF[Split(number)] for number in set(source.splits) if number in _OF}
+    if data.name in COMPOSED or name in ("train", "pretrain") or published == {name}:
+        return []
+    if published == {"train"}:
+        return ["cut from train"]
+    return [f"the published {' and '.join(sorted(published))} split"] if published else []
+
+
+def _passed_over(splits: Mapping[str, Source]) -> list[str]:
+    # Sources of one published split have all met the same files.
+    of_split = {int(s.splits[0]): s.passed_over for s in splits.values() if len(s)}
+    counts = merged(*of_split.values())
+    told = []
+    files = {key: count for key, count in counts.items() if key not in (NO_AREA, LINKED_TWICE)}
+    if files:
+        told.append(f"passed over {_amount(sum(files.values()), 'file')} ({_list(files)})")
+    others = {key: count for key, count in counts.items() if key not in files}
+    return [*told, *([f"left out {_list(others)}"] if others else [])]
+
+
+def _list(counts: Counts) -> str:
+    return ", ".join(f"{count:,} {key}" for key, count in counts.items())
+
+
+def _amount(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,177 @@
+"""One writer a run directory: who is refused, who is not, and what is cleared."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from jaxssl import run_lock
+from jaxssl.errors import UserError
+from jaxssl.run_directory import owned
+from jaxssl.run_lock import LOCK, RunLock
+
+HOLDER = """
+import pathlib, sys, time
+from jaxssl.run_lock import RunLock
+RunLock(pathlib.Path(sys.argv[1])).acquire()
+print("owned", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that has the lock of ``tmp_path``."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "owned\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def foreign(tmp_path, **changes):
+    """A lock of another machine, just touched."""
+    held = RunLock(tmp_path)._me | {"host": "elsewhere", "token": "other", "pid": 7} | changes
+    (tmp_path / LOCK).write_text(json.dumps(held))
+
+
+def test_a_second_start_is_refused_by_name_and_changes_nothing(holder, tmp_path):
+    before = (tmp_path / LOCK).read_bytes()
+    named = rf"in use by process {holder.pid} on \S+ since 20\d\d-\S+ \S+: wait for its end"
+    with pytest.raises(UserError, match=named), owned(tmp_path):
+        pytest.fail("entered")
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    assert (tmp_path / LOCK).read_bytes() == before
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_killed_owner_does_not_block(holder, tmp_path, reaped):
+    holder.send_signal(signal.SIGKILL)
+    if reaped:
+        holder.wait()
+    else:  # its parent has not asked for its status: a zombie
+        os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
+    with owned(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_number_that_another_process_has_now_is_no_owner(tmp_path):
+    mine = RunLock(tmp_path)._me
+    (tmp_path / LOCK).write_text(json.dumps(mine | {"started": "1", "token": "of before"}))
+    RunLock(tmp_path).acquire()
+
+
+def test_twice_in_one_process_is_refused_and_released_it_is_free(tmp_path):
+    with owned(tmp_path):
+        with pytest.raises(UserError, match=f"process {os.getpid()} "), owned(tmp_path):
+            pytest.fail("entered")
+        assert (tmp_path / LOCK).exists()
+    with owned(tmp_path):
+        pass
+
+
+def test_an_owner_elsewhere_blocks_while_it_gives_signs_of_life(tmp_path):
+    foreign(tmp_path)
+    sentence = rf"process 7 on elsewhere .*\(last sign of life 0 s ago\).*delete {tmp_path / LOCK}"
+    with pytest.raises(UserError, match=sentence):
+        RunLock(tmp_path).acquire()
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    long_ago = time.time() - run_lock.SECONDS_TO_DIE - 1
+    os.utime(tmp_path / LOCK, (long_ago, long_ago))
+    RunLock(tmp_path).acquire()
+    assert json.loads((tmp_path / LOCK).read_text())["host"] != "elsewhere"
+
+
+def test_another_container_of_this_machine_is_elsewhere(tmp_path):
+    mine = RunLock(tmp_path)._me
+    foreign(tmp_path, host=mine["host"], processes="another table", pid=2**22 + 1)
+    with pytest.raises(UserError, match="sign of life"):
+        RunLock(tmp_path).acquire()
+
+
+def test_the_owner_gives_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "SECONDS_BETWEEN_BEATS", 0.02)
+    with owned(tmp_path):
+        os.utime(tmp_path / LOCK, (1, 1))
+        deadline = time.monotonic() + 5
+        while (tmp_path / LOCK).stat().st_mtime < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert time.time() - (tmp_path / LOCK).stat().st_mtime < 5
+
+
+@pytest.mark.parametrize("text", ["", '{"token": "a", "pi', "[]", '{"pid": 1}'])
+def test_a_lock_that_a_kill_cut_short_does_not_block(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(run_lock, "_SECONDS_TO_WRITE", 0.1)
+    (tmp_path / LOCK).write_text(text)
+    RunLock(tmp_path).acquire()
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_of_many_starts_at_one_moment_one_wins(tmp_path, left):
+    if left:
+        mine = RunLock(tmp_path)._me
+        (tmp_path / LOCK).write_text(json.dumps(mine | {"started": "1", "token": "of before"}))
+    outcomes, gate = [], threading.Barrier(8)
+
+    def start():
+        lock = RunLock(tmp_path)
+        gate.wait()
+        try:
+            outcomes.append(lock.acquire())
+        except UserError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winners = [said for said in outcomes if re.fullmatch("[0-9a-f]{32}", said)]
+    assert len(winners) == 1, outcomes
+    assert json.loads((tmp_path / LOCK).read_text())["token"] == winners[0]
+
+
+def test_what_another_took_meanwhile_is_given_back(tmp_path):
+    lock = RunLock(tmp_path)
+    stale = lock._me | {"started": "1", "token": "of before"}
+    taken = lock._me | {"token": "of another that cleared it first"}
+    (tmp_path / LOCK).write_text(json.dumps(taken))
+    lock._clear(stale)
+    assert json.loads((tmp_path / LOCK).read_text()) == taken
+    with pytest.raises(UserError, match="in use"):
+        lock.acquire()
+
+
+def test_release_leaves_the_lock_of_another(tmp_path):
+    with owned(tmp_path):
+        foreign(tmp_path)
+    assert json.loads((tmp_path / LOCK).read_text())["token"] == "other"
+
+
+def test_a_foreign_directory_gets_no_lock(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="not empty and no run"), owned(tmp_path):
+        pytest.fail("entered")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_start_that_is_refused_leaves_no_directory(tmp_path):
+    def refused():
+        with owned(tmp_path / "a" / "run"):
+            assert (tmp_path / "a" / "run" / LOCK).exists()
+            raise UserError("mend this")
+
+    with pytest.raises(UserError, match="mend"):
+        refused()
+    assert not (tmp_path / "a" / "run").exists()
