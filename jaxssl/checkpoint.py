@@ -75,6 +75,29 @@ class CheckpointReader:
         steps = self.steps()
         return f"the checkpoint of step {steps[-1]} is intact" if steps else "none was saved before"
 
+    def shapes(self) -> dict[str, str]:
+        """Shapes of the leaves of a checkpoint, ``float32[3,3,1,4]``, by name: all have the same.
+
+        Every process of a job calls it.
+
+        Raises:
+          UserError: if none can be read.
+        """
+
+        def read() -> dict[str, str]:
+            for step in reversed(self.steps()):
+                with contextlib.suppress(OSError, ValueError):  # damaged, or just removed
+                    return dict(read_json(self.directory / str(step) / _LEAVES))
+            raise self._none_here()
+
+        return agree("the shapes of a checkpoint", read)
+
+    def _none_here(self) -> UserError:
+        return UserError(
+            f"{self.directory} holds no checkpoint of jaxssl: "
+            "name the directory of a run that has saved one."
+        )
+
     def restore(self, template: Any, step: int | None = None) -> tuple[int, Any]:
         """Reads a whole state.
 
@@ -148,10 +171,7 @@ class CheckpointReader:
     def _choose(self, step: int | None) -> int:
         steps = self.steps()
         if not any((self.directory / str(s) / _MANIFEST).exists() for s in steps):
-            raise UserError(
-                f"{self.directory} holds no checkpoint of jaxssl: "
-                "name the directory of a run that has saved one."
-            )
+            raise self._none_here()
         if step is not None:
             if step not in steps:
                 raise UserError(f"{self.directory} has no step {step}: choose one of {steps}.")

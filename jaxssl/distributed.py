@@ -27,28 +27,32 @@ SECONDS_TO_LEAVE = 2.0
 _numbers = itertools.count()  # of the exchanges between processes, alike on all of them
 
 
-def check_launched(distributed: bool) -> None:
+def check_launched(distributed: bool, flag: str = "--config.run.distributed") -> None:
     """Raises UserError for one of several processes that were not told to work together.
 
     Each would train alone, and all write the same files.
 
     Args:
       distributed: whether the program is about to call `initialize`.
+      flag: what the user switches that on with.
     """
     count = os.environ.get("JAX_NUM_PROCESSES", "1")
     if count != "1" and not distributed:
         raise UserError(
-            f"{count} processes were started (JAX_NUM_PROCESSES) but run.distributed is off: add "
-            "--config.run.distributed, or start the program without launch/local.py."
+            f"{count} processes were started (JAX_NUM_PROCESSES) and were not told to work "
+            f"together: add {flag}, or start the program without launch/local.py."
         )
 
 
-def initialize() -> None:
+def initialize(flag: str = "--config.run.distributed") -> None:
     """Joins the processes of one job; must run before anything asks for a device.
 
     On Cloud TPU, GKE, Slurm and under Open MPI the environment says who the others are; elsewhere
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID do, as
     launch/local.py sets them.
+
+    Args:
+      flag: what the user switched it on with.
 
     Raises:
       UserError: if there is no job to join, or it cannot be joined.
@@ -65,9 +69,9 @@ def initialize() -> None:
     except (KeyError, ValueError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
         raise UserError(
-            f"run.distributed is on but no job of several processes can be joined ({reason}): "
+            f"{flag} is on but no job of several processes can be joined ({reason}): "
             "start them with launch/local.py, Slurm, Open MPI or on a TPU pod, or leave out "
-            "--config.run.distributed."
+            f"{flag}."
         ) from error
 
 

@@ -1,53 +1,98 @@
 """Probes a checkpoint: ``python -m jaxssl.linear_probe --run DIR [--step N] [--baselines]``.
 
-checkpoint -> frozen encoder -> features -> linear classifiers -> accuracy on the test split. Reads
-the run's ``config.json`` and the encoder's leaves of one checkpoint, nothing else; whatever is
+checkpoint -> frozen layer -> features -> linear classifiers -> accuracy on the test split. Reads
+the run's ``config.json`` and one checkpoint without its optimizer, and changes neither; whatever is
 chosen is chosen on the validation split. Images are corrupted as the run's were, the test images
-otherwise if ``--probe.test_corruption`` says so. Writes
-``evaluations/linear_probe-<step>[-<target>][-<size>][-<test corruption>]/card.json``.
+otherwise if ``--probe.test_corruption`` says so: what was fitted before is then scored again.
+``--data.name=NAME --data.data_dir=DIR`` probes on another labelled set. Writes ``card.json`` and
+the classifiers into ``evaluations/linear_probe-<step>[-<what differs from the defaults>]/``.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxssl import cli, distributed
-from jaxssl.augment.policies import make_clean_view
-from jaxssl.checkpoint import CheckpointReader
 from jaxssl.corruptions.apply import setting_name
-from jaxssl.data.examples import Source
+from jaxssl.data.examples import Source, identity
 from jaxssl.data.splits import Splits
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
-from jaxssl.evaluation.features import Batch, FeatureSet, extract
+from jaxssl.evaluation.classifier import LinearClassifier, scores
+from jaxssl.evaluation.fits import Fitted, Probed, Saved
 from jaxssl.evaluation.frozen import (
+    PIXELS,
     Network,
-    fresh_encoder,
+    Restored,
+    check_layer,
+    fresh_method,
     make_cropped_view,
     raw_pixels,
-    restored_encoder,
+    restored_method,
 )
-from jaxssl.evaluation.monitor import check_neighbours
-from jaxssl.metrics.knn import knn_accuracy
+from jaxssl.evaluation.probe_data import (
+    FRACTIONS,
+    WHERE_TRAINED,
+    Part,
+    Place,
+    check_channels,
+    check_target,
+    data_digest,
+    data_settings,
+    file_name,
+    flags_of,
+    open_splits,
+    protocol_name,
+    protocol_of,
+    same_data,
+    with_data,
+)
+from jaxssl.metrics.knn import KnnProtocol, knn_accuracy
 from jaxssl.randomness import check_seed
 from jaxssl.reporting import print_table, results_table
 from jaxssl.run_directory import read_config, read_info, run_info
 from jaxssl.storage import Path, as_path, write_json
 
+__all__ = ["linear_probe", "open_splits", "print_card", "probe_run"]
+
 Scores = dict[str, Any]
 
+_OWN_FLAGS = {"data_dir": "--data_dir", **{key: f"--probe.{key}" for key in FRACTIONS}}
 
-class Part(NamedTuple):
-    """A split and its test-time images."""
 
-    source: Source
-    view: Callable[[Batch], jax.Array]
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a probe found; nothing is written yet.
+
+    Attributes:
+      card: for each network its accuracies on the test split, all in [0, 1], and what was chosen;
+        the settings, the data and the code.
+      folder: where it belongs.
+      classifiers: those fitted now, by file name.
+    """
+
+    card: dict[str, Any]
+    folder: Path
+    classifiers: Mapping[str, Fitted]
+
+    @property
+    def path(self) -> Path:
+        """The card's file."""
+        return self.folder / "card.json"
+
+    def write(self) -> None:
+        """Writes the classifiers and the card, from the first process."""
+        if jax.process_index() == 0:
+            for name, fitted in self.classifiers.items():
+                fitted.classifier.save(self.folder / name, fitted.about)
+            write_json(self.path, self.card)
 
 
 def linear_probe(
@@ -56,17 +101,13 @@ def linear_probe(
     settings: ConfigDict,
     baselines: bool,
     sources: Mapping[str, Source] | None = None,
+    data: ConfigDict | None = None,
+    place: Place = WHERE_TRAINED,
 ) -> tuple[dict[str, Any], Path]:
-    """Probes the encoder of a checkpoint and writes the card; see `probe_run`."""
-    card, path = probe_run(run, step, settings, baselines, sources)
-    write_card(card, path)
-    return card, path
-
-
-def write_card(card: Mapping[str, Any], path: Path) -> None:
-    """Writes a card, from the first process."""
-    if jax.process_index() == 0:
-        write_json(path, card)
+    """Probes a checkpoint and writes card and classifiers; see `probe_run`."""
+    outcome = probe_run(run, step, settings, baselines, sources, data, place)
+    outcome.write()
+    return outcome.card, outcome.path
 
 
 def probe_run(
@@ -75,71 +116,176 @@ def probe_run(
     settings: ConfigDict,
     baselines: bool,
     sources: Mapping[str, Source] | None = None,
-) -> tuple[dict[str, Any], Path]:
-    """Probes the encoder of a checkpoint and writes nothing.
+    data: ConfigDict | None = None,
+    place: Place = WHERE_TRAINED,
+) -> Outcome:
+    """Probes a layer of a checkpoint and writes nothing.
 
     Args:
       run: directory of a pretraining run.
       step: which checkpoint; None: the newest sound one.
       settings: see `jaxssl.evaluation.probe.default_config`.
-      baselines: also probe the encoder as it was before training, and raw pixels.
-      sources: the splits of a run whose data came from Python.
-
-    Returns:
-      The card, for each network its accuracies on the test split, all in [0, 1], and what was
-      chosen; and the file that it belongs in.
+      baselines: also probe the network as it was before training, and raw pixels.
+      sources: the splits of a run whose data came from Python, or of another labelled set.
+      data: another labelled set, see `jaxssl.evaluation.probe_data.data_settings`; None: the run's.
+      place: where the run's own data lie now.
 
     Raises:
       UserError: for whatever the user can mend.
     """
-    config = read_config(run)
-    if read_info(run).get("data", {}).get("from_python") and sources is None:
-        raise UserError(
-            f"{run} was trained on data that came from Python: call linear_probe from Python too, "
-            "with its sources."
-        )
     check_settings(settings)
+    data = data_settings() if data is None else data
+    info = read_info(run)
+    _check_sources(run, info, sources, data)
+    config = with_data(read_config(run), data, place)
     mesh = distributed.data_mesh()
-    splits = open_splits(config, settings, sources)
-    check_neighbours(config, len(splits["train"].source))
-    channels = _channels(splits["train"], settings.target)
-    encoder, step = restored_encoder(
-        CheckpointReader(run / "checkpoints"), step, config, channels, mesh
-    )
-    networks: dict[str, Network] = {"trained": encoder}
-    if baselines:
-        networks["untrained"] = fresh_encoder(config, channels, mesh)
-        networks["pixels"] = raw_pixels()
+    with flags_of(None if data.name else _OWN_FLAGS):
+        parts = open_splits(config, settings, sources)
+        own = same_data(info["data"], _trained_on(config, sources, data))
+    train = parts["train"].source
+    check_channels(info, train)
+    check_target(parts["train"], settings.target)
+    protocol = protocol_of(config, settings, len(train))
+    restored = restored_method(run, step, mesh)
+    layers = restored.network.layers(parts["train"].view, train.gather(np.zeros(1, np.int64)))
+    check_layer("--probe.layer", settings.layer, layers)
 
-    before = encoder.digest()
-    results = {}
-    for name, network in networks.items():
+    saved = _saved(run / "evaluations", settings)
+    before = restored.network.encoder_digest()
+    digest = restored.network.digest()
+    results, fitted = {}, {}
+    for name, (network, layer) in _networks(restored, settings.layer, baselines, mesh).items():
         _say(f"probing: {name}")
-        results[name] = probe_network(network, splits, settings, config, mesh)
-    after = encoder.digest()
-    if before != after:
-        raise RuntimeError("probing changed the encoder: this is a bug, please report it.")
+        cropped = make_cropped_view(config)
+        probed = Probed(name, network, layer, parts, cropped, settings, mesh)
+        results[name], fitted[name] = probe_network(probed, protocol, saved)
+    if digest != restored.network.digest():
+        raise RuntimeError("probing changed the network: this is a bug, please report it.")
+
+    folder = run / "evaluations" / _folder_name(restored.step, settings, parts, own)
+    files = {
+        _file_of(network, fit): made
+        for network, fits in fitted.items()
+        for fit, made in fits.items()
+    }
     card = {
         "program": "linear_probe",
         "run": str(run),
-        "step": step,
+        "step": restored.step,
         "settings": settings.to_dict(),
-        "knn_protocol": config.monitor.protocol,
-        "examples": {name: len(part.source) for name, part in splits.items()},
-        "encoder_sha256": {"before": before, "after": after},
+        "knn_protocol": protocol_name(config, settings.protocol),
+        "knn": None if protocol is None else protocol._asdict(),
+        "examples": {name: len(part.source) for name, part in parts.items()},
+        "data": {
+            "name": train.name,
+            "sha256": data_digest(parts),
+            "of_the_run": own,
+            **{name: identity(part.source) for name, part in parts.items()},
+        },
+        "encoder_sha256": {"before": before, "after": restored.network.encoder_digest()},
+        "network_sha256": digest,
+        "classifiers": {
+            name: str(made.file) if made.file else name for name, made in files.items()
+        },
         "results": results,
         **run_info(),
     }
-    path = run / "evaluations" / _card_name(step, settings) / "card.json"
-    return card, path
+    return Outcome(card, folder, {name: made for name, made in files.items() if not made.file})
+
+
+def _check_sources(
+    run: Path, info: Mapping[str, Any], sources: Mapping[str, Source] | None, data: ConfigDict
+) -> None:
+    if sources is not None and data.name:
+        raise UserError(f"give either sources or --data.name={data.name}, not both.")
+    if info["data"].get("from_python") and sources is None and not data.name:
+        raise UserError(
+            f"{run} was trained on data that came from Python: call linear_probe from Python too, "
+            "with its sources, or name another labelled set by --data.name."
+        )
+
+
+def _trained_on(
+    config: ConfigDict, sources: Mapping[str, Source] | None, data: ConfigDict
+) -> Source:
+    """What the run was trained on, if the data are its own."""
+    splits = Splits(config.data, config.corruption, config.views.global_crops.size, sources)
+    # Another set's images for pretraining alone, such as STL-10's, would be opened for nothing.
+    return splits["train" if data.name else "pretrain"]
+
+
+def _networks(
+    restored: Restored, layer: str, baselines: bool, mesh: Mesh
+) -> dict[str, tuple[Network, str]]:
+    """Each network that is probed, and which of its layers."""
+    networks = {"trained": (restored.network, layer)}
+    if baselines:
+        untrained = fresh_method(restored.config, restored.spec, mesh)
+        networks |= {"untrained": (untrained, layer), "pixels": (raw_pixels(), PIXELS)}
+    return networks
+
+
+def probe_network(
+    probed: Probed, protocol: KnnProtocol | None, saved: Saved
+) -> tuple[Scores, dict[str, Fitted]]:
+    """Every accuracy of one frozen network on the test split, and its classifiers.
+
+    Returns:
+      By fit (see `Probed.classifiers`): top-1, top-5, balanced and by class, and what was chosen;
+      ``knn``, None without a protocol. Then the classifiers by fit.
+    """
+    results: Scores = {}
+    fits = {}
+    names = probed.class_names
+    for fit, made in probed.classifiers(saved):
+        if made.file:
+            _say(f"  {fit}: scoring {made.file}, fitted before (--probe.refit fits it anew)")
+        logits = made.classifier.logits(probed.test.features, probed.mesh)
+        results[fit] = {**scores(logits, probed.test.labels, names), **made.about.chosen}
+        fits[fit] = made
+    results["knn"] = None
+    if protocol is not None:
+        results["knn"] = knn_accuracy(
+            probed.train.features,
+            probed.train.labels,
+            probed.test.features,
+            probed.test.labels,
+            protocol=protocol,
+        )
+    return results, fits
+
+
+def _saved(evaluations: Path, settings: ConfigDict) -> Saved:
+    """The classifiers in a run's directory that may serve for another test corruption."""
+    if settings.test_corruption.name == probe.AS_TRAINED or settings.refit:
+        return []
+
+    def readable() -> list[str]:
+        found = sorted(evaluations.glob("*/classifier*.npz")) if evaluations.is_dir() else []
+        names = []
+        for path in found:
+            with contextlib.suppress(UserError, OSError):
+                LinearClassifier.load(path)
+                names.append(str(path))
+        return names
+
+    paths = distributed.agree("the saved classifiers", readable)
+    return [(path, *LinearClassifier.load(path)) for path in (as_path(p, "--run") for p in paths)]
+
+
+def _file_of(network: str, fit: str) -> str:
+    if network == "trained":
+        return "classifier.npz" if fit == "lbfgs" else f"classifier-{fit}.npz"
+    return f"classifier-{network}-{fit}.npz"
 
 
 def check_settings(settings: ConfigDict) -> None:
     """Raises UserError for a setting that no probe can have."""
-    check_seed("probe.seed", settings.seed)
+    check_seed("--probe.seed", settings.seed)
     least = {
         "feature_batch_size": (settings.feature_batch_size, 1),
         "labels_per_class": (settings.labels_per_class, 1),
+        "knn_k": (settings.knn_k, 0),
         "evaluation_size": (settings.evaluation_size, 0),
         "sgd.epochs": (settings.sgd.epochs, 0),
         "sgd.batch_size": (settings.sgd.batch_size, 1),
@@ -147,147 +293,36 @@ def check_settings(settings: ConfigDict) -> None:
     }
     for name, (value, minimum) in least.items():
         if value < minimum:
-            raise UserError(f"probe.{name}={value} cannot be: give {minimum} or more.")
+            raise UserError(f"--probe.{name}={value} must be at least {minimum}.")
     if not settings.lbfgs.l2_grid or min(settings.lbfgs.l2_grid) < 0:
         raise UserError(
-            f"probe.lbfgs.l2_grid={settings.lbfgs.l2_grid} cannot be: give numbers of 0 or more."
+            f"--probe.lbfgs.l2_grid={settings.lbfgs.l2_grid} must be numbers of at least 0."
         )
-
-
-def open_splits(
-    config: ConfigDict, settings: ConfigDict, sources: Mapping[str, Source] | None
-) -> dict[str, Part]:
-    """The three splits of a run, the test images corrupted as ``settings.test_corruption`` says.
-
-    Raises:
-      UserError: if there is none of them, or the corruption cannot be.
-    """
-    if settings.evaluation_size:
-        if config.data.name != "multi_digits" or sources is not None:
-            raise UserError(
-                f"probe.evaluation_size={settings.evaluation_size} is for runs on multi_digits, "
-                "and this run's data are others: leave it at 0."
-            )
-        config = config.copy_and_resolve_references()
-        config.data.compose.evaluation_size = settings.evaluation_size
-    examples, view = Splits(config, sources), make_clean_view(config)
-    parts = {name: Part(examples[name], view) for name in ("train", "validation")}
-    if settings.test_corruption.name == probe.AS_TRAINED:
-        _, *ignored = setting_name(settings.test_corruption).split("-", 1)
-        if ignored:
-            raise UserError(
-                f"probe.test_corruption has {ignored[0]} but no name, and without one the test "
-                "images are corrupted as in training: give --probe.test_corruption.name too."
-            )
-        return parts | {"test": Part(examples["test"], view)}
-    other = config.copy_and_resolve_references()
-    other.corruption = settings.test_corruption
-    return parts | {"test": Part(Splits(other, sources)["test"], make_clean_view(other))}
-
-
-def _channels(part: Part, target: str) -> int:
-    row = part.source.gather(np.zeros(1, np.int64))
-    if target not in row["targets"]:
-        held = ", ".join(sorted(row["targets"])) or "none at all"
+    if settings.knn_k and settings.protocol == probe.NO_KNN:
         raise UserError(
-            f"{part.source.name} has no target {target!r} to probe: it has {held}; choose one by "
-            "--probe.target, or a labelled set."
+            f"--probe.knn_k={settings.knn_k} has no meaning with --probe.protocol={probe.NO_KNN}: "
+            "leave one of them out."
         )
-    return jax.eval_shape(part.view, row).shape[-1]
 
 
-def _card_name(step: int, settings: ConfigDict) -> str:
-    parts = ["linear_probe", str(step)]
+def _folder_name(step: int, settings: ConfigDict, parts: Mapping[str, Part], own: bool) -> str:
+    """``linear_probe-<step>``, and whatever else is measured than by default."""
+    names = ["linear_probe", str(step)]
+    if not own:
+        name = parts["train"].source.name.partition("/")[0]
+        names.append(f"data={file_name(name)}-{data_digest(parts)[:8]}")
+    if settings.layer != "pooled":
+        names.append(f"layer={file_name(settings.layer)}")
     if settings.target != "label":
-        parts.append(settings.target)
+        names.append(file_name(settings.target))
     if settings.evaluation_size:
-        parts.append(f"evaluation_size={settings.evaluation_size}")
+        names.append(f"evaluation_size={settings.evaluation_size}")
+    for key in FRACTIONS:
+        if settings[key] >= 0:
+            names.append(f"{key}={settings[key]:g}")
     if settings.test_corruption.name != probe.AS_TRAINED:
-        parts.append(setting_name(settings.test_corruption))
-    return "-".join(parts)
-
-
-def probe_network(
-    network: Network,
-    splits: Mapping[str, Part],
-    settings: ConfigDict,
-    config: ConfigDict,
-    mesh: Mesh,
-) -> Scores:
-    """Every accuracy of one frozen network on the test split.
-
-    Returns:
-      ``sgd`` (the published protocol), ``lbfgs`` (all labels) and ``lbfgs_few`` (the first
-      ``settings.labels_per_class`` of each class): top-1, top-5 and what was chosen; ``knn``.
-    """
-    # The last batch is padded, so any device count works.
-    parts = mesh.shape[distributed.DATA_AXIS]
-    batch_size = -(-settings.feature_batch_size // parts) * parts
-    how = {"mesh": mesh, "batch_size": batch_size, "target": settings.target}
-    embeds = {view: network.through(view) for view in {part.view for part in splits.values()}}
-    clean = {name: extract(embeds[part.view], part.source, **how) for name, part in splits.items()}
-    train = clean["train"]
-    num_classes = int(train.labels.max()) + 1
-    counts = np.bincount(train.labels)
-    if counts[counts > 0].min() < settings.labels_per_class:
-        raise UserError(
-            f"probe.labels_per_class={settings.labels_per_class} but a class has only "
-            f"{counts[counts > 0].min()} training images: lower it."
-        )
-    few = probe.per_class_subset(train.labels, settings.labels_per_class)
-    scores: Scores = {
-        "lbfgs": _lbfgs(train, clean, num_classes, settings.lbfgs),
-        "lbfgs_few": _lbfgs(
-            FeatureSet(train.features[few], train.labels[few]),
-            clean,
-            num_classes,
-            settings.lbfgs,
-        ),
-        "knn": knn_accuracy(
-            train.features,
-            train.labels,
-            clean["test"].features,
-            clean["test"].labels,
-            protocol=config.monitor.protocol,
-        ),
-    }
-    if settings.sgd.epochs:
-        cropped = network.through(make_cropped_view(config))
-
-        def augmented(epoch: int) -> tuple[Any, Any]:
-            draw = jnp.uint32(settings.seed), jnp.int32(epoch)
-            fresh = extract(lambda batch: cropped(batch, *draw), splits["train"].source, **how)
-            return fresh.features, fresh.labels
-
-        fitted = probe.fit_sgd(augmented, num_classes, seed=settings.seed, **settings.sgd)
-        scores["sgd"] = _score(fitted, clean["test"])
-    return scores
-
-
-def _lbfgs(
-    train: FeatureSet, clean: Mapping[str, FeatureSet], num_classes: int, settings: ConfigDict
-) -> Scores:
-    limits = {"max_iterations": settings.max_iterations, "tolerance": settings.tolerance}
-    held_out = clean["validation"]
-    l2, tried = probe.select_l2(
-        (train.features, train.labels),
-        (held_out.features, held_out.labels),
-        num_classes,
-        grid=settings.l2_grid,
-        **limits,
-    )
-    fit = probe.fit_lbfgs(train.features, train.labels, num_classes, l2=l2, **limits)
-    return _score(fit.classifier, clean["test"]) | {
-        "l2": l2,
-        "validation_top1": {str(candidate): accuracy for candidate, accuracy in tried.items()},
-        "iterations": fit.iterations,
-        "gradient": fit.gradient,
-    }
-
-
-def _score(classifier: probe.LinearClassifier, test: FeatureSet) -> Scores:
-    accuracies = probe.topk_accuracy(classifier.logits(test.features), test.labels)
-    return {f"top{k}": accuracy for k, accuracy in accuracies.items()}
+        names.append(setting_name(settings.test_corruption))
+    return "-".join(names)
 
 
 def _say(text: str) -> None:
@@ -297,7 +332,8 @@ def _say(text: str) -> None:
 
 def print_card(card: Mapping[str, Any]) -> None:
     """The card's accuracies as a table."""
-    few = card["settings"]["labels_per_class"]
+    settings = card["settings"]
+    few = settings["labels_per_class"]
     rows = [
         (
             name,
@@ -310,22 +346,34 @@ def print_card(card: Mapping[str, Any]) -> None:
     ]
     columns = ("encoder", "linear, all labels", f"linear, {few} a class", "kNN", "linear, SGD")
     title = f"Top-1 on {card['examples']['test']:,} test images, step {card['step']}"
+    if settings["layer"] != "pooled":
+        title += f", layer {settings['layer']}"
+    if not card["data"]["of_the_run"]:
+        title += f", {card['data']['name']}"
     print_table(results_table(rows, columns, title))
 
 
 def _main(values: flags.FlagValues) -> None:
     run = as_path(values.run, "--run")
-    card, path = probe_run(run, values.step, values.probe, values.baselines)
+    distributed.check_launched(values.probe.distributed, "--probe.distributed")
+    if values.probe.distributed:
+        distributed.initialize("--probe.distributed")
+    place = Place(values.data_dir, values.digits_dir)
+    outcome = probe_run(
+        run, values.step, values.probe, values.baselines, data=values.data, place=place
+    )
     if jax.process_index() == 0:
-        print_card(card)  # first, for the directory may be read-only
-    write_card(card, path)
-    if jax.process_index() == 0:
-        print(f"card: {path}")
+        print_card(outcome.card)  # first, for the directory may be read-only
+    outcome.write()
+    _say(f"card: {outcome.path}")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("run", None, "Directory of a pretraining run.", required=True)
     flags.DEFINE_integer("step", None, "Checkpoint to probe; the newest sound one if not given.")
     flags.DEFINE_bool("baselines", False, "Also probe the untrained encoder and raw pixels.")
+    flags.DEFINE_string("data_dir", "", "Where the run's own data lie now, if they were moved.")
+    flags.DEFINE_string("digits_dir", "", "Where the digits of digit_on_image lie now.")
     cli.define_settings("probe", probe.default_config())
+    cli.define_settings("data", data_settings())
     cli.launch(_main)

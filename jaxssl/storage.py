@@ -121,18 +121,19 @@ def half_written(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replaces a UTF-8 file in one step, so that a reader finds the old one or the new one.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replaces a file in one step, so that a reader finds the old one or the new one.
 
-    Its directory is made if absent.
+    Its directory is made if absent. Text is written in UTF-8.
     """
+    written = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     if not is_local(path):
-        path.write_bytes(text.encode())  # an object appears when it is complete
+        path.write_bytes(written)  # an object appears when it is complete
         return
     temporary = half_written(path)
     with open(temporary, "wb") as file:
-        file.write(text.encode())
+        file.write(written)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

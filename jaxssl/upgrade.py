@@ -8,6 +8,8 @@ claimed within one format: `changes` says what computes otherwise since.
     format 2   today
 """
 
+import fractions
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +42,14 @@ _RENAMED = {
         "rest/queue/position/value": "rest/position/value",
     }
 }
+# The kernel that meets the image, whose input channels are those of the views.
+_FIRST_KERNELS = {
+    "convn": "params/encoder/convs/0/conv/kernel/value",
+    "resnet18": "params/encoder/stem/conv/kernel/value",
+    "resnet34": "params/encoder/stem/conv/kernel/value",
+    "resnet50": "params/encoder/stem/conv/kernel/value",
+}
+_CLASSIFIER = "params/classifier/kernel/value"
 # Leaves that are no longer kept.
 _DROPPED = {1: ("rest/shuffle_key/value", "rest/updates/value")}
 
@@ -121,6 +131,32 @@ def _views_from_1(old: Mapping[str, Any]) -> dict[str, Any]:
         if differing:
             new["global_crops"]["second"] = differing
     return new
+
+
+def spec_of(content: Mapping[str, Any], leaves: Mapping[str, str]) -> dict[str, Any]:
+    """What `jaxssl.methods.Spec.to_json` would have noted of a run of format 1.
+
+    Args:
+      content: its ``config.json`` after `upgrade_config`.
+      leaves: shapes of the leaves of one of its checkpoints, such as ``float32[3,3,1,4]``, by name.
+        Without ``params/classifier`` the number of classes is not known, nor needed: None.
+    """
+    config, data = content["config"], content["data"]
+    images, batch = data["examples"], config["batch_size"]
+    steps_per_epoch = fractions.Fraction(images, batch)
+    classes = _sizes(leaves[_CLASSIFIER])[-1] if _CLASSIFIER in leaves else None
+    return {
+        "num_examples": data["original_size"],
+        "num_classes": classes,
+        "channels": _sizes(leaves[_FIRST_KERNELS[config["encoder"]["name"]]])[-2],
+        "image_size": list(data["image_shape"][:2]),
+        "total_steps": int(images * config["epochs"] // batch),
+        "steps_per_epoch": [steps_per_epoch.numerator, steps_per_epoch.denominator],
+    }
+
+
+def _sizes(shape: str) -> list[int]:
+    return [int(size) for size in re.findall(r"\d+", shape.partition("[")[2])]
 
 
 def saved_names(form: int, names: list[str]) -> dict[str, str]:

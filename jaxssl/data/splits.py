@@ -140,6 +140,13 @@ class Splits:
         """The splits that were asked for so far, by name."""
         return dict(self._open)
 
+    def check(self, split: str) -> None:
+        """Raises UserError if a split has no examples; decodes none."""
+        if self._given is None:
+            load(self._data, split, memory_limit_bytes=0)
+        else:
+            self._load(split)
+
     def _pretraining_split(self) -> str:
         if self._given is None:
             return pretraining_split(self._data)

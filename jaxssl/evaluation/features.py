@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxssl.data.examples import Source
 from jaxssl.data.pipeline import eval_batches
-from jaxssl.distributed import fetch, global_batch
+from jaxssl.distributed import DATA_AXIS, fetch, global_batch
 
 Batch = Mapping[str, Any]
 Embed = Callable[[Batch], Float[Array, "b d"]]
@@ -35,31 +35,50 @@ def as_vectors(layer: Float[Array, "b *space d"]) -> Float[Array, "b d"]:
     return layer.mean(axis=tuple(range(1, layer.ndim - 1))) if layer.ndim > 2 else layer
 
 
+def whole_batch(batch_size: int, mesh: Mesh) -> int:
+    """The smallest batch of at least that many images that divides over the mesh."""
+    parts = mesh.shape[DATA_AXIS]
+    return -(-batch_size // parts) * parts
+
+
 def extract(
     embed: Embed, source: Source, *, mesh: Mesh, batch_size: int, target: str = "label"
 ) -> FeatureSet:
     """Runs ``embed`` over the whole set, sharded over the mesh.
 
+    The devices work on one batch while the one before is fetched.
+
     Args:
-      embed: jitted, from a batch (uint8 images) to features [B, D].
+      embed: jitted, from a batch (uint8 images) to features [B, D]; of the targets it sees
+        ``target`` alone.
       source: the set.
       mesh: devices to share each batch.
       batch_size: images a pass over all devices, a multiple of the mesh's size.
       target: name of the target that serves as the label.
     """
     features, labels = [], []
-    batches = eval_batches(
+
+    def keep(running: tuple[Any, Any, dict[str, Any]]) -> None:
+        embedded, mask, targets = fetch(running)
+        features.append(np.asarray(embedded[mask], np.float32))
+        if target in targets:
+            labels.append(targets[target][mask])
+
+    before = None
+    for batch in eval_batches(
         source,
         batch_size=batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-    )
-    for batch in batches:
-        rows = global_batch(mesh, batch)
-        embedded, mask, targets = fetch((embed(rows), rows["mask"], rows["targets"]))
-        features.append(np.asarray(embedded[mask], np.float32))
-        if target in targets:
-            labels.append(targets[target][mask])
+    ):
+        asked = {name: values for name, values in batch["targets"].items() if name == target}
+        rows = global_batch(mesh, {**batch, "targets": asked})
+        running = (embed(rows), rows["mask"], rows["targets"])
+        if before is not None:
+            keep(before)
+        before = running
+    if before is not None:
+        keep(before)
     return FeatureSet(
         np.concatenate(features),
         np.concatenate(labels) if labels else np.zeros(0, np.int32),

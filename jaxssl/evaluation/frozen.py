@@ -1,8 +1,8 @@
-"""Networks as a probe sees them: from a batch to features, and never changed."""
+"""Networks as a probe sees them: from a batch to a named layer, and never changed."""
 
 import hashlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +13,39 @@ from jaxtyping import Array, Float, Int, UInt
 from ml_collections import ConfigDict
 
 from jaxssl.augment.augmentation import Augmentation
-from jaxssl.augment.policies import make_finisher
+from jaxssl.augment.policies import make_clean_view, make_finisher
 from jaxssl.augment.views import augment_view, to_float
 from jaxssl.checkpoint import CheckpointReader
-from jaxssl.distributed import replicated, templates
-from jaxssl.evaluation.features import Batch
-from jaxssl.models import build_encoder
-from jaxssl.randomness import Purpose, sample_keys, step_key
+from jaxssl.distributed import layout, templates
+from jaxssl.errors import UserError
+from jaxssl.evaluation.features import Batch, as_vectors
+from jaxssl.methods import Spec, build_method
+from jaxssl.randomness import Purpose, sample_keys
+from jaxssl.run_directory import read_config, read_info
+from jaxssl.storage import Path
+from jaxssl.training.state import merge, split
+from jaxssl.upgrade import spec_of
 
-Apply = Callable[[Any, Array], Array]
+PIXELS = "pixels"  # the one layer of `raw_pixels`
+
+View = Callable[..., Float[Array, "b h w c"]]
+Represent = Callable[[Any, Array], Mapping[str, Array]]
 
 
-def make_cropped_view(config: ConfigDict) -> Callable[..., Float[Array, "b h w c"]]:
+def make_test_view(config: ConfigDict) -> Callable[[Batch], Float[Array, "b h w c"]]:
+    """The test-time images of a run's config."""
+    finish = make_finisher(config.corruption, config.normalize, config.randbit)
+    return make_clean_view(config.views.global_crops.size, finish)
+
+
+def make_cropped_view(config: ConfigDict) -> View:
     """From (batch, seed, epoch) to images cropped and flipped, differently in each epoch.
 
     Crop and flip are those of pretraining's first view, its colour operations left out; all else is
     as in the test-time images.
     """
-    view = config.views.view1
-    finish = make_finisher(config)
+    view = config.views.global_crops
+    finish = make_finisher(config.corruption, config.normalize, config.randbit)
     recipe = Augmentation(
         size=view.size,
         crop_scale=view.crop_scale,
@@ -48,69 +62,118 @@ def make_cropped_view(config: ConfigDict) -> Callable[..., Float[Array, "b h w c
         index = batch["index"]
         epochs = jnp.full_like(index, epoch)
         keys = sample_keys(seed, Purpose.PROBE_VIEW, batch["split"], epochs, index, 0)
-        images = augment_view(to_float(batch["image"]), keys, recipe)[0]
+        images = augment_view(to_float(batch["image"]), keys, recipe, batch["content"])[0]
         return finish(images, batch, 0)
 
     return cropped_view
 
 
 class Network:
-    """A frozen map from images to features.
+    """A frozen map from images to named layers.
 
     Attributes:
-      arrays: parameters and statistics, a pytree.
+      arrays: two trees, the parameters and all other variables.
     """
 
-    def __init__(self, apply: Apply, arrays: Any):
-        """Takes ``apply(arrays, images) -> features`` [B, D], pure."""
+    def __init__(self, represent: Represent, arrays: tuple[Any, Any]):
+        """Takes ``represent(arrays, images)``, pure, which gives [B, ..., D] arrays by name."""
         self.arrays = arrays
-        self._apply = apply
+        self._represent = represent
 
-    def through(self, view: Callable[..., Float[Array, "b h w c"]]) -> Callable[..., Array]:
-        """Jitted: features of what ``view`` makes of a batch and further arguments."""
-        embed = jax.jit(lambda arrays, *inputs: self._apply(arrays, view(*inputs)))
-        return lambda *inputs: embed(self.arrays, *inputs)
+    def layers(self, view: View, *inputs: Any) -> tuple[str, ...]:
+        """Names of the layers there are for what ``view`` makes of a batch; computes nothing."""
+        images = jax.eval_shape(view, *inputs)
+        return tuple(jax.eval_shape(self._represent, self.arrays, images))
+
+    def through(self, view: View, layer: str) -> Callable[..., Float[Array, "b d"]]:
+        """Jitted: a layer, as vectors, of what ``view`` makes of a batch and further arguments."""
+
+        def embed(arrays: tuple[Any, Any], *inputs: Any) -> Float[Array, "b d"]:
+            return as_vectors(self._represent(arrays, view(*inputs))[layer])
+
+        jitted = jax.jit(embed)
+        return lambda *inputs: jitted(self.arrays, *inputs)
 
     def digest(self) -> str:
-        """SHA-256 of all parameters and statistics, in hexadecimal."""
-        digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(self.arrays):
-            digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
-        return digest.hexdigest()
+        """SHA-256 of all parameters and other variables, in hexadecimal."""
+        return _sha256(self.arrays)
+
+    def encoder_digest(self) -> str:
+        """SHA-256 of the parameters and statistics of the encoder alone."""
+        return _sha256(tree["encoder"] for tree in self.arrays if "encoder" in tree)
 
 
-def restored_encoder(
-    checkpoints: CheckpointReader, step: int | None, config: ConfigDict, channels: int, mesh: Mesh
-) -> tuple[Network, int]:
-    """The encoder of a checkpoint, on any mesh, and the step it is of.
+def _sha256(trees: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(list(trees)):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()
+
+
+class Restored(NamedTuple):
+    """The method of a run as one of its checkpoints has it.
+
+    Attributes:
+      network: its layers are those of `jaxssl.methods.Method.represent`.
+      step: the step of the checkpoint.
+      config: the run's.
+      spec: what the method was built for.
+    """
+
+    network: Network
+    step: int
+    config: ConfigDict
+    spec: Spec
+
+
+def restored_method(run: Path, step: int | None, mesh: Mesh) -> Restored:
+    """Reads the method of a checkpoint without its optimizer; changes nothing.
+
+    Args:
+      run: directory of a pretraining run, of any format up to today's.
+      step: which checkpoint; None: the newest sound one.
+      mesh: where the arrays are to lie, whole on every device.
 
     Raises:
-      UserError: if the checkpoint is absent, damaged, or of another encoder.
+      UserError: if there is no run, or the checkpoint is absent, damaged or of another config.
     """
-    graph, params, rest = nnx.eval_shape(lambda: _split_encoder(config, channels))
-    template = templates(mesh, {"params": {"encoder": params}, "rest": {"encoder": rest}})
+    config, info = read_config(run), read_info(run)
+    checkpoints = CheckpointReader(run / "checkpoints")
+    if "spec" in info:
+        noted = info["spec"]
+    else:
+        noted = spec_of({**info, "config": config.to_dict()}, checkpoints.shapes())
+    spec = Spec.from_json(noted)
+    graph, params, rest = nnx.eval_shape(lambda: split(_fresh(config, spec)))
+    template = templates(mesh, {"params": params, "rest": rest})
     step, state = checkpoints.restore_partial(template, step)
-    arrays = (state["params"]["encoder"], state["rest"]["encoder"])
-    return Network(_pooled(graph), arrays), step
+    network = Network(_represent(graph), (state["params"], state["rest"]))
+    return Restored(network, step, config, spec)
 
 
-def fresh_encoder(config: ConfigDict, channels: int, mesh: Mesh) -> Network:
-    """The encoder with the weights that the run itself began with."""
-    graph = nnx.eval_shape(lambda: _split_encoder(config, channels))[0]
-    arrays = jax.jit(lambda: _split_encoder(config, channels)[1:], out_shardings=replicated(mesh))()
-    return Network(_pooled(graph), arrays)
+def fresh_method(config: ConfigDict, spec: Spec, mesh: Mesh) -> Network:
+    """The method with the weights that the run itself began with."""
+    graph, *shapes = nnx.eval_shape(lambda: split(_fresh(config, spec)))
+    make = jax.jit(lambda: split(_fresh(config, spec))[1:], out_shardings=layout(mesh, (*shapes,)))
+    return Network(_represent(graph), make())
 
 
 def raw_pixels() -> Network:
-    """The normalised pixels themselves as features."""
-    return Network(lambda arrays, images: images.reshape(images.shape[0], -1), ())
+    """The normalised pixels themselves, as the layer `PIXELS`."""
+    return Network(lambda arrays, images: {PIXELS: images.reshape(len(images), -1)}, ({}, {}))
 
 
-def _split_encoder(config: ConfigDict, channels: int) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    # The stream and the order of drawing are build_method's, so that the weights are too.
-    rngs = nnx.Rngs(step_key(config.init_seed, Purpose.INIT, 0))
-    return nnx.split(build_encoder(config.encoder, channels, rngs), nnx.Param, ...)
+def check_layer(flag: str, layer: str, names: Sequence[str]) -> None:
+    """Raises UserError, with the list, unless there is such a layer."""
+    if layer not in names:
+        raise UserError(f"{flag}={layer} is unknown: choose one of {', '.join(sorted(names))}.")
 
 
-def _pooled(graph: nnx.GraphDef) -> Apply:
-    return lambda arrays, images: nnx.merge(graph, *arrays, copy=True)(images, train=False).pooled
+def _fresh(config: ConfigDict, spec: Spec) -> Any:
+    return build_method(config.method, config.encoder, spec, config.init_seed)
+
+
+def _represent(graph: nnx.GraphDef) -> Represent:
+    return lambda arrays, images: merge(graph, *arrays).represent(images)

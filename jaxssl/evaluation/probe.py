@@ -14,26 +14,58 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from jaxssl.corruptions.apply import corruption_group
+from jaxssl.evaluation.classifier import (
+    LinearClassifier,
+    Weights,
+    fetched,
+    linear_logits,
+    put_rows,
+    topk_accuracy,
+)
 from jaxssl.randomness import Purpose, Split, host_bits, permutation
+
+__all__ = [
+    "AS_TRAINED",
+    "NO_KNN",
+    "LbfgsFit",
+    "LinearClassifier",
+    "default_config",
+    "fit_lbfgs",
+    "fit_sgd",
+    "per_class_subset",
+    "select_l2",
+    "topk_accuracy",
+]
 
 Features = Float[Array | np.ndarray, "n d"]
 Labels = Int[Array | np.ndarray, " n"]
 
 
 AS_TRAINED = "as_trained"
+NO_KNN = "none"
 
 
 def default_config() -> ConfigDict:
     """Settings of a linear probe."""
     config = ConfigDict()
     config.seed = 0  # order of the images in the SGD fit
-    config.feature_batch_size = 512  # images a pass through the frozen encoder
+    config.layer = (
+        "pooled"  # of the method: "projection", "teacher", "stage4" ...; a map is averaged
+    )
+    config.feature_batch_size = 512  # images a pass through the frozen network
     config.labels_per_class = 10  # images a class in the row with few labels
     config.target = "label"  # what is predicted: a target of the data set, such as "digit"
+    config.protocol = AS_TRAINED  # of kNN: that of the run's first evaluation; "dino" ... or "none"
+    config.knn_k = 0  # neighbours in place of the protocol's, at most all; 0: the protocol's
+    config.validation_fraction = -1.0  # share of the run's train split held out; -1: as trained
+    config.test_fraction = -1.0  # share of it held out for tests, if none is published; likewise
+    config.refit = False  # fit anew even if a saved classifier would serve
+    config.distributed = False  # join the processes of a job of several first
     config.evaluation_size = 0  # of multi_digits: pixels of the one digit; 0: the run's own
     config.test_corruption = corruption_group()  # of the test split alone
     config.test_corruption.name = AS_TRAINED  # the run's own
@@ -50,26 +82,6 @@ def default_config() -> ConfigDict:
     config.lbfgs.max_iterations = 100  # stop there even if not converged
     config.lbfgs.tolerance = 1e-5  # converged: no gradient entry larger
     return config
-
-
-class LinearClassifier(NamedTuple):
-    """``((features - mean) / scale) @ kernel + bias``.
-
-    Attributes:
-      mean: [D] float32.
-      scale: [D] float32, > 0.
-      kernel: [D, K] float32.
-      bias: [K] float32.
-    """
-
-    mean: Float[Array, " d"]
-    scale: Float[Array, " d"]
-    kernel: Float[Array, "d k"]
-    bias: Float[Array, " k"]
-
-    def logits(self, features: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n k"]:
-        """Un-normalised log probabilities of the classes."""
-        return _logits((self.kernel, self.bias), (jnp.asarray(features) - self.mean) / self.scale)
 
 
 class LbfgsFit(NamedTuple):
@@ -94,6 +106,7 @@ def fit_lbfgs(
     l2: float,
     max_iterations: int,
     tolerance: float,
+    mesh: Mesh | None = None,
 ) -> LbfgsFit:
     """Multinomial logistic regression on standardised features.
 
@@ -108,27 +121,53 @@ def fit_lbfgs(
       l2: strength of the penalty, >= 0.
       max_iterations: stop there even if not converged.
       tolerance: converged once no entry of the gradient is larger.
+      mesh: devices to share the rows; None: the first one.
 
     Raises:
       ValueError: no features, labels out of range, or a negative l2.
     """
-    _check_labels(features, labels, num_classes)
-    if l2 < 0:
-        raise ValueError(f"l2={l2} cannot be: it must be at least 0.")
-    # Python numbers and NumPy arrays as arguments would compile once more than JAX arrays do.
-    x = jnp.asarray(features, jnp.float32)
-    mean, scale = _moments(x)
-    start = (jnp.zeros((x.shape[1], num_classes)), jnp.zeros(num_classes))
-    (kernel, bias), iterations, gradient = _minimize(
-        start,
-        (x - mean) / scale,
-        jnp.asarray(labels),
-        jnp.float32(l2),
-        jnp.int32(max_iterations),
-        jnp.float32(tolerance),
-    )
-    classifier = LinearClassifier(mean, scale, kernel, bias)
-    return LbfgsFit(classifier, int(iterations), float(gradient))
+    data = _Standard.of(features, labels, num_classes, mesh)
+    return data.fit(l2, max_iterations, tolerance)
+
+
+class _Standard(NamedTuple):
+    """Standardised features on their devices, with what the fit needs besides."""
+
+    x: Float[Array, "n d"]
+    labels: Int[Array, " n"]
+    weights: Float[Array, " n"]  # 1, or 0 for a row that only fills a device
+    mean: Float[Array, " d"]
+    scale: Float[Array, " d"]
+    num_classes: int
+    mesh: Mesh | None
+
+    @classmethod
+    def of(
+        cls, features: Features, labels: Labels, num_classes: int, mesh: Mesh | None
+    ) -> "_Standard":
+        _check_labels(features, labels, num_classes)
+        x, y = put_rows(mesh, np.asarray(features, np.float32), np.asarray(labels, np.int32))
+        real = np.arange(len(x)) < len(labels)
+        (weights,) = put_rows(mesh, real.astype(np.float32))
+        standard, mean, scale = _standardize(x, weights)
+        return cls(standard, y, weights, mean, scale, num_classes, mesh)
+
+    def fit(self, l2: float, max_iterations: int, tolerance: float) -> LbfgsFit:
+        if l2 < 0:
+            raise ValueError(f"l2={l2} must be at least 0.")
+        # Python numbers and NumPy arrays as arguments would compile once more than JAX arrays do.
+        kernel, bias = jnp.zeros((self.x.shape[1], self.num_classes)), jnp.zeros(self.num_classes)
+        (kernel, bias), iterations, gradient = _minimize(
+            (kernel, bias),
+            self.x,
+            self.labels,
+            self.weights,
+            jnp.float32(l2),
+            jnp.int32(max_iterations),
+            jnp.float32(tolerance),
+        )
+        fitted = fetched(self.mesh, (self.mean, self.scale, kernel, bias))
+        return LbfgsFit(LinearClassifier(*fitted), int(iterations), float(gradient))
 
 
 def select_l2(
@@ -139,6 +178,7 @@ def select_l2(
     grid: Sequence[float],
     max_iterations: int,
     tolerance: float,
+    mesh: Mesh | None = None,
 ) -> tuple[float, dict[float, float]]:
     """The l2 whose `fit_lbfgs` on ``train`` is most often right on ``validation``.
 
@@ -149,16 +189,16 @@ def select_l2(
       grid: candidates; of equally good ones the largest wins.
       max_iterations: see there.
       tolerance: see there.
+      mesh: see there.
 
     Returns:
       (l2, {candidate: validation accuracy}).
     """
     accuracies = {}
+    data = _Standard.of(*train, num_classes, mesh)  # once for all candidates
     for l2 in sorted(grid, reverse=True):
-        fit = fit_lbfgs(
-            *train, num_classes, l2=l2, max_iterations=max_iterations, tolerance=tolerance
-        )
-        logits = fit.classifier.logits(validation[0])
+        fit = data.fit(l2, max_iterations, tolerance)
+        logits = fit.classifier.logits(validation[0], mesh)
         accuracies[l2] = topk_accuracy(logits, validation[1], ks=(1,))[1]
     return max(accuracies, key=lambda l2: accuracies[l2]), accuracies
 
@@ -194,7 +234,7 @@ def fit_sgd(
     Raises:
       ValueError: no features, labels out of range, or an epoch of another size than the first.
     """
-    state: tuple[_Weights, _Weights] | None = None
+    state: tuple[Weights, optax.OptState] | None = None
     count = 0
     for epoch in range(epochs):
         features, labels = epoch_features(epoch)
@@ -204,72 +244,41 @@ def fit_sgd(
             count = x.shape[0]
             batch = min(batch_size, count)
             weights = (jnp.zeros((x.shape[1], num_classes)), jnp.zeros(num_classes))
-            state = (weights, jax.tree.map(jnp.zeros_like, weights))
+            steps = epochs * math.ceil(count / batch)
+            sgd = _Sgd(learning_rate * batch / 256, steps, momentum)
+            state = (weights, sgd.optimizer().init(weights))
         if x.shape[0] != count:
             raise ValueError(f"Epoch {epoch} has {x.shape[0]} features, the first had {count}.")
-        rates = _cosine_rates(epoch, epochs, math.ceil(count / batch), learning_rate * batch / 256)
         order = permutation(host_bits(seed, Purpose.ORDER, Split.TRAIN, epoch, 0), count)
-        state = _sgd_epoch(
-            state, x, y, *_batches(order, batch), rates, jnp.float32(momentum), weight_decay
-        )
+        state = _sgd_epoch(state, x, y, *_batches(order, batch), jnp.float32(weight_decay), sgd=sgd)
     if state is None:
-        raise ValueError(f"epochs={epochs} cannot be: at least 1 is needed.")
+        raise ValueError(f"epochs={epochs} must be at least 1.")
     kernel, bias = state[0]
     dim = kernel.shape[0]
     return LinearClassifier(jnp.zeros(dim), jnp.ones(dim), kernel, bias)
 
 
-def topk_accuracy(
-    logits: Float[Array | np.ndarray, "n k"],
-    labels: Int[Array | np.ndarray, " n"],
-    *,
-    ks: Sequence[int] = (1, 5),
-    mask: Bool[Array | np.ndarray, " n"] | None = None,
-) -> dict[int, float]:
-    """Share of rows whose true class is among the k largest logits.
-
-    Args:
-      logits: [N, K]; of equal logits the lower class counts as larger, NaN as larger than any.
-      labels: [N]; one outside [0, K) is a class that the classifier never saw: always wrong.
-      ks: as reported; one above K means K.
-      mask: rows that count; None for all.
-
-    Returns:
-      {k: accuracy in [0, 1]}.
-
-    Raises:
-      ValueError: no row counts.
-    """
-    logits, labels = np.asarray(logits), np.asarray(labels)
-    counts = np.ones(len(labels), bool) if mask is None else np.asarray(mask)
-    known = (labels >= 0) & (labels < logits.shape[1])
-    column = np.where(known, labels, 0)[:, None]
-    true = np.take_along_axis(logits, column, axis=1)
-    before = np.arange(logits.shape[1]) < column
-    ahead = ~(logits <= true) | ((logits == true) & before)
-    rank = np.where(known, ahead.sum(axis=1), np.iinfo(np.int64).max)[counts]
-    if rank.size == 0:
-        raise ValueError("There is no row to count: an accuracy needs at least one.")
-    return {k: float(np.mean(rank < k)) for k in ks}
-
-
-def per_class_subset(labels: Int[Array | np.ndarray, " n"], count: int) -> Int[np.ndarray, " m"]:
+def per_class_subset(
+    labels: Int[Array | np.ndarray, " n"], count: int, *, or_all: bool = False
+) -> Int[np.ndarray, " m"]:
     """Positions of the first ``count`` examples of each class, ascending.
 
+    Args:
+      labels: [N].
+      count: examples a class.
+      or_all: of a class that has fewer, take all.
+
     Raises:
-      ValueError: a class has fewer.
+      ValueError: a class has fewer, and ``or_all`` is off.
     """
     labels = np.asarray(labels)
     chosen = []
     for label in np.unique(labels):
         positions = np.flatnonzero(labels == label)
-        if len(positions) < count:
+        if len(positions) < count and not or_all:
             raise ValueError(f"Class {label} has {len(positions)} examples, {count} are asked for.")
         chosen.append(positions[:count])
     return np.sort(np.concatenate(chosen))
-
-
-_Weights = tuple[Float[Array, "d k"], Float[Array, " k"]]
 
 
 def _check_labels(features: Features, labels: Labels, num_classes: int) -> None:
@@ -284,58 +293,66 @@ def _check_labels(features: Features, labels: Labels, num_classes: int) -> None:
 
 
 @jax.jit
-def _moments(x: Float[Array, "n d"]) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-    mean, std = x.mean(axis=0), x.std(axis=0)
+def _standardize(
+    x: Float[Array, "n d"], weights: Float[Array, " n"]
+) -> tuple[Float[Array, "n d"], Float[Array, " d"], Float[Array, " d"]]:
+    column = weights[:, None]
+    mean = jnp.sum(column * x, axis=0) / weights.sum()
+    std = jnp.sqrt(jnp.sum(column * (x - mean) ** 2, axis=0) / weights.sum())
     # The deviation of a constant is rounding noise; dividing by it would make noise a feature.
-    constant = std <= 1e-6 * jnp.abs(mean)
-    return mean, jnp.where(constant, jnp.inf, std)
-
-
-def _logits(weights: _Weights, x: Float[Array, "n d"]) -> Float[Array, "n k"]:
-    kernel, bias = weights
-    # Accelerators otherwise round the inputs of a product to fewer bits.
-    return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias
+    scale = jnp.where(std <= 1e-6 * jnp.abs(mean), jnp.inf, std)
+    return (x - mean) / scale, mean, scale
 
 
 @jax.jit
 def _minimize(
-    start: _Weights,
+    start: Weights,
     x: Float[Array, "n d"],
     labels: Int[Array, " n"],
+    weights: Float[Array, " n"],
     l2: Float[Array, ""],
     max_iterations: Int[Array, ""],
     tolerance: Float[Array, ""],
-) -> tuple[_Weights, Int[Array, ""], Float[Array, ""]]:
-    def objective(weights: _Weights) -> Float[Array, ""]:
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(_logits(weights, x), labels)
-        return losses.mean() + 0.5 * l2 * jnp.sum(weights[0] ** 2)
+) -> tuple[Weights, Int[Array, ""], Float[Array, ""]]:
+    cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+
+    def objective(classifier: Weights) -> Float[Array, ""]:
+        losses = cross_entropy(linear_logits(classifier, x), labels)
+        penalty = 0.5 * l2 * jnp.sum(classifier[0] ** 2)
+        return jnp.sum(weights * losses) / weights.sum() + penalty
 
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
-    Carry = tuple[_Weights, optax.OptState, Int[Array, ""], Float[Array, ""]]
+    Carry = tuple[Weights, optax.OptState, Int[Array, ""], Float[Array, ""]]
 
     def unfinished(carry: Carry) -> Bool[Array, ""]:
         return (carry[2] < max_iterations) & (carry[3] > tolerance)
 
     def iterate(carry: Carry) -> Carry:
-        weights, state, iteration, _ = carry
-        value, gradient = value_and_grad(weights, state=state)
+        classifier, state, iteration, _ = carry
+        value, gradient = value_and_grad(classifier, state=state)
         updates, state = solver.update(
-            gradient, state, weights, value=value, grad=gradient, value_fn=objective
+            gradient, state, classifier, value=value, grad=gradient, value_fn=objective
         )
-        weights = optax.apply_updates(weights, updates)
+        classifier = optax.apply_updates(classifier, updates)
         largest = optax.tree.norm(optax.tree.get(state, "grad"), ord="inf")
-        return weights, state, iteration + 1, largest
+        return classifier, state, iteration + 1, largest
 
     first = (start, solver.init(start), jnp.int32(0), jnp.float32(jnp.inf))
-    weights, _, iterations, largest = jax.lax.while_loop(unfinished, iterate, first)
-    return weights, iterations, largest
+    classifier, _, iterations, largest = jax.lax.while_loop(unfinished, iterate, first)
+    return classifier, iterations, largest
 
 
-def _cosine_rates(epoch: int, epochs: int, steps: int, peak: float) -> Float[Array, " s"]:
-    done = epoch * steps + np.arange(steps)
-    rates = 0.5 * peak * (1 + np.cos(np.pi * done / (epochs * steps)))
-    return jnp.asarray(rates, jnp.float32)
+class _Sgd(NamedTuple):
+    """Settings of the optimizer: hashable, so that one compilation serves all that share them."""
+
+    peak: float
+    steps: int
+    momentum: float
+
+    def optimizer(self) -> optax.GradientTransformation:
+        rate = optax.cosine_decay_schedule(self.peak, self.steps)
+        return optax.sgd(rate, momentum=self.momentum, nesterov=True)
 
 
 def _batches(
@@ -349,35 +366,31 @@ def _batches(
     return jnp.asarray(rows, jnp.int32), jnp.asarray(shares, jnp.float32)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="sgd")
 def _sgd_epoch(
-    state: tuple[_Weights, _Weights],
+    state: tuple[Weights, optax.OptState],
     x: Float[Array, "n d"],
     labels: Int[Array, " n"],
     rows: Int[Array, "s b"],
     shares: Float[Array, "s b"],
-    rates: Float[Array, " s"],
-    momentum: Float[Array, ""],
-    weight_decay: Float[Array, ""] | float,
-) -> tuple[_Weights, _Weights]:
-    def step(
-        state: tuple[_Weights, _Weights],
-        batch: tuple[Int[Array, " b"], Float[Array, " b"], Float[Array, ""]],
-    ) -> tuple[tuple[_Weights, _Weights], None]:
-        weights, velocity = state
-        chosen, share, rate = batch
+    weight_decay: Float[Array, ""],
+    *,
+    sgd: _Sgd,
+) -> tuple[Weights, optax.OptState]:
+    optimizer = sgd.optimizer()
+    cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
 
-        def loss(weights: _Weights) -> Float[Array, ""]:
-            losses = optax.losses.softmax_cross_entropy_with_integer_labels(
-                _logits(weights, x[chosen]), labels[chosen]
-            )
+    def step(
+        state: tuple[Weights, optax.OptState], batch: tuple[Int[Array, " b"], Float[Array, " b"]]
+    ) -> tuple[tuple[Weights, optax.OptState], None]:
+        weights, velocity = state
+        chosen, share = batch
+
+        def loss(weights: Weights) -> Float[Array, ""]:
+            losses = cross_entropy(linear_logits(weights, x[chosen]), labels[chosen])
             return jnp.sum(share * losses) + 0.5 * weight_decay * jnp.sum(weights[0] ** 2)
 
-        gradient = jax.grad(loss)(weights)
-        velocity = jax.tree.map(lambda v, g: momentum * v + g, velocity, gradient)
-        weights = jax.tree.map(
-            lambda w, v, g: w - rate * (g + momentum * v), weights, velocity, gradient
-        )
-        return (weights, velocity), None
+        updates, velocity = optimizer.update(jax.grad(loss)(weights), velocity, weights)
+        return (optax.apply_updates(weights, updates), velocity), None
 
-    return jax.lax.scan(step, state, (rows, shares, rates))[0]
+    return jax.lax.scan(step, state, (rows, shares))[0]

@@ -163,7 +163,7 @@ def test_a_recipe_names_its_hue_space():
     assert recipe.hue_space == "hsv"
     recipe = dataclasses.replace(recipe, hue_space="yiq")
     object.__setattr__(recipe, "hue_space", "hsl")  # the type check of the tests would be first
-    with pytest.raises(UserError, match="hue_space='hsl' cannot be: it must be one of hsv, yiq"):
+    with pytest.raises(UserError, match="hue_space='hsl' must be one of hsv, yiq"):
         recipe.__post_init__()
 
 

@@ -52,6 +52,7 @@ def batch_of(**changes):
     rng = np.random.default_rng(0)
     batch = {
         "image": jnp.asarray(rng.integers(0, 256, (N, SIDE, SIDE, 3), np.uint8)),
+        "content": jnp.full((N, 2), SIDE, jnp.int32),
         "index": jnp.arange(40, 40 + N, dtype=jnp.int32),
         "split": jnp.full(N, Split.TRAIN, jnp.int32),
         "epoch": jnp.full(N, 2, jnp.int32),
@@ -81,6 +82,26 @@ def test_a_policy_moves_the_crops_and_nothing_else(name):
         assert ours.images[view].shape == (N, SIDE, SIDE, 3)
         assert (ours.boxes[view] >= 0).all()
         assert (ours.boxes[view] <= SIDE).all()
+
+
+@pytest.mark.parametrize("name", ["multi_view", *PAIRS])
+def test_crops_stay_inside_the_picture_of_a_letterboxed_image(name):
+    """The padding is never seen, whatever places the crops."""
+    batch = batch_of()
+    content = np.array([[12, 16], [16, 9]] * (N // 2), np.int32)
+    inside = np.arange(SIDE)[None, :, None] < content[:, :1, None]
+    inside = inside & (np.arange(SIDE)[None, None] < content[:, 1:, None])
+    white = np.where(inside[..., None], np.uint8(255), np.uint8(0)) * np.ones(3, np.uint8)
+    changes = {"views.policy": name, "views.global_crops.jitter_p": 0.0}
+    changes["views.global_crops.flip_p"] = 0.0
+    made = make(batch | {"image": jnp.asarray(white), "content": jnp.asarray(content)}, **changes)
+    for view in range(2):
+        assert (made.boxes[view][:, 2:] <= content + 1e-3).all()
+        if view == 1 or name not in ("cutout", "cutout_blur"):
+            assert np.min(made.images[view]) > 0.999
+    if name == "overlap":
+        shared = np.asarray(intersection_area(*made.boxes)) / content.prod(axis=1)
+        np.testing.assert_allclose(shared, 0.3, atol=1e-6)
 
 
 def test_views_are_what_their_boxes_say():
@@ -172,7 +193,9 @@ def test_without_augmentation_boxes_say_what_is_shown():
     batch = batch_of()
     striped = np.zeros((len(batch["index"]), 64, 96, 3), np.uint8)
     striped[:, 4:60, 20:76] = 255  # .875 of the shorter side, in the middle
-    views = policy_of(config)(batch | {"image": jnp.asarray(striped)}, scalars_of(config))
+    whole = jnp.tile(jnp.array([64, 96], jnp.int32), (N, 1))
+    batch |= {"image": jnp.asarray(striped), "content": whole}
+    views = policy_of(config)(batch, scalars_of(config))
     assert np.all(views.boxes[0] == np.array([4, 20, 60, 76]))
     assert np.all(views.boxes[1] == np.array([0, 16, 64, 80]))
     assert views.images[0].min() > 0.999

@@ -47,6 +47,7 @@ def batch():
     rng = np.random.default_rng(0)
     return {
         "image": jnp.asarray(rng.integers(0, 256, (N, SIDE, SIDE, 3), np.uint8)),
+        "content": jnp.full((N, 2), SIDE, jnp.int32),
         "index": jnp.arange(100, 100 + N, dtype=jnp.int32),
         "split": jnp.full(N, Split.TRAIN, jnp.int32),
         "epoch": jnp.full(N, 3, jnp.int32),
@@ -152,7 +153,9 @@ def test_data_seed_may_be_traced(batch):
     for seed in (0, 5):
         traced = make(batch, CROP, data_seed=seed)
         keys = sample_keys(seed, Purpose.VIEW, batch["split"], batch["epoch"], batch["index"], 0)
-        images, boxes, flipped = views.augment_view(views.to_float(batch["image"]), keys, CROP)
+        images, boxes, flipped = views.augment_view(
+            views.to_float(batch["image"]), keys, CROP, batch["content"]
+        )
         assert_same_bits((traced.boxes[0], traced.flipped[0]), (boxes, flipped))
         np.testing.assert_allclose(traced.images[0], images, atol=1e-6)
 
@@ -378,7 +381,7 @@ def test_a_recipe_that_cannot_be_is_refused(field, value, message):
 
 
 def test_evaluation_view_of_the_right_size_is_the_image(batch):
-    seen = views.evaluation_view(batch["image"], SIDE)
+    seen = views.evaluation_view(batch["image"], batch["content"], SIDE)
     np.testing.assert_allclose(seen, np.float64(batch["image"]) / 255, atol=1e-7)
 
 
@@ -395,7 +398,16 @@ def test_evaluation_view_of_the_right_size_is_the_image(batch):
 )
 def test_evaluation_view_is_pillows_central_crop(height, width, size, box):
     image = np.random.default_rng(1).integers(0, 256, (2, height, width, 1), np.uint8)
-    seen = views.evaluation_view(jnp.asarray(image), size)
+    content = jnp.tile(jnp.array([height, width], jnp.int32), (2, 1))
+    seen = views.evaluation_view(jnp.asarray(image), content, size)
+    # The same picture in the corner of a larger canvas, as letterboxing leaves it.
+    canvas = np.pad(image, ((0, 0), (0, 40), (0, 7), (0, 0)), constant_values=255)
+    boxed = views.evaluation_view(jnp.asarray(canvas), content, size)
+    expected = box if (height, width) != (size, size) else (0, 0, height, width)
+    np.testing.assert_array_equal(
+        views.evaluation_boxes(canvas.shape[1:3], content, size)[0], expected
+    )
+    np.testing.assert_allclose(boxed, seen, atol=2.5e-6)
     for i in range(2):
         y0, x0, y1, x1 = box
         plane = Image.fromarray(np.float32(image[i, ..., 0]) / 255).crop((x0, y0, x1, y1))

@@ -5,6 +5,7 @@ import pytest
 import sklearn.linear_model
 from support import unchecked
 
+from jaxssl.distributed import data_mesh
 from jaxssl.evaluation import probe
 from jaxssl.evaluation.probe import (
     default_config,
@@ -171,6 +172,31 @@ def test_sgd_follows_the_protocol(batch_size, decay):
     assert np.abs(other.kernel - found.kernel).max() > 1e-3
 
 
+def test_sgd_has_the_numbers_of_before_optax():
+    """What the fit by hand, with one more rounding here and there, found at bc568a3."""
+    x = np.float32(
+        [[1, -2], [0.5, 3], [-1, 1], [2, 0.25], [-3, -1], [0.75, -0.5], [1.5, 2.5]]
+    )  # fmt: skip
+    labels = np.int32([0, 1, 1, 0, 2, 2, 0])
+    found = fit_sgd(
+        lambda epoch: (x * (1 + epoch), labels),
+        3,
+        seed=5,
+        epochs=3,
+        batch_size=3,
+        learning_rate=20.0,
+        momentum=0.9,
+        weight_decay=0.02,
+    )
+    kernel = [
+        [1.3145023584365845, -0.7668516635894775, -0.5476505756378174],
+        [-0.1727818250656128, 0.9084875583648682, -0.7357053756713867],
+    ]
+    bias = [0.11849981546401978, -0.3200874328613281, 0.20158779621124268]
+    np.testing.assert_allclose(found.kernel, kernel, atol=1e-6)
+    np.testing.assert_allclose(found.bias, bias, atol=1e-6)
+
+
 def test_a_batch_larger_than_the_set_is_the_set():
     features, labels = np.float32(np.random.default_rng(0).normal(size=(30, 4))), np.arange(30) % 3
     settings = {
@@ -257,3 +283,28 @@ def test_the_settings_are_simclrs():
         "epochs": 100, "batch_size": 512, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0
     }  # fmt: skip
     assert config.labels_per_class == 10
+
+
+def test_rows_shared_by_devices_give_the_same_fit():
+    """250 rows do not divide by 8: what fills the last device must not count."""
+    features, labels = make(250)
+    validation = make(61, seed=1)
+    one = fit_lbfgs(features, labels, 4, l2=1e-2, **STOP)
+    assert one.classifier.kernel.shape == (6, 4)
+    for devices in (1, 8):
+        mesh = data_mesh(devices)
+        many = fit_lbfgs(features, labels, 4, l2=1e-2, **STOP, mesh=mesh)
+        np.testing.assert_allclose(
+            many.classifier.logits(features, mesh), one.classifier.logits(features), atol=1e-4
+        )
+        for found, expected in zip(many.classifier, one.classifier, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        chosen = select_l2((features, labels), validation, 4, grid=(1e-3, 1.0), **STOP, mesh=mesh)
+        assert chosen == select_l2((features, labels), validation, 4, grid=(1e-3, 1.0), **STOP)
+
+
+def test_a_subset_takes_all_of_a_small_class_if_told_so():
+    labels = np.array([0, 1, 0, 0, 2, 1])
+    np.testing.assert_array_equal(per_class_subset(labels, 2, or_all=True), [0, 1, 2, 4, 5])
+    with pytest.raises(ValueError, match="Class 2 has 1 examples, 2 are asked for"):
+        per_class_subset(labels, 2)

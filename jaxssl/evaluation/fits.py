@@ -1,0 +1,222 @@
+"""The linear classifiers of a probe: fitted on clean training images once, scored on any test."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxssl.errors import UserError
+from jaxssl.evaluation import probe
+from jaxssl.evaluation.classifier import About, LinearClassifier, names_of_classes
+from jaxssl.evaluation.features import Embed, FeatureSet, extract, whole_batch
+from jaxssl.evaluation.frozen import Network, View
+from jaxssl.evaluation.probe_data import Part, compared
+from jaxssl.storage import Path
+
+Saved = Sequence[tuple[Path, LinearClassifier, About]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A classifier of a probe.
+
+    Attributes:
+      classifier: what was fitted.
+      about: what it says of itself.
+      file: where it was found; None: it was fitted now.
+    """
+
+    classifier: LinearClassifier
+    about: About
+    file: Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Probed:
+    """One frozen network and the data that it is probed on; a set is embedded when first needed.
+
+    Attributes:
+      name: of the network, such as ``trained``.
+      network: the network.
+      layer: the layer whose vectors are probed.
+      parts: the splits.
+      cropped: from (batch, seed, epoch) to the images of the SGD fit.
+      settings: see `jaxssl.evaluation.probe.default_config`.
+      mesh: devices.
+    """
+
+    name: str
+    network: Network
+    layer: str
+    parts: Mapping[str, Part]
+    cropped: View
+    settings: ConfigDict
+    mesh: Mesh
+
+    @functools.cached_property
+    def _embeds(self) -> Mapping[View, Embed]:
+        views = {part.view for part in self.parts.values()}
+        return {view: self.network.through(view, self.layer) for view in views}
+
+    @functools.cached_property
+    def train(self) -> FeatureSet:
+        """Of the training images; refused if a class has too few for ``lbfgs_few``."""
+        train = self._extract(self._embeds[self.parts["train"].view], "train")
+        counts = np.bincount(train.labels)
+        fewest, asked = int(counts[counts > 0].min()), self.settings.labels_per_class
+        if fewest < asked:
+            raise UserError(
+                f"--probe.labels_per_class={asked} but a class has only {fewest} training images: "
+                f"give --probe.labels_per_class={fewest} or less."
+            )
+        return train
+
+    @functools.cached_property
+    def validation(self) -> FeatureSet:
+        """Of the held-out training images."""
+        return self._extract(self._embeds[self.parts["validation"].view], "validation")
+
+    @functools.cached_property
+    def test(self) -> FeatureSet:
+        """Of the test images."""
+        return self._extract(self._embeds[self.parts["test"].view], "test")
+
+    def _extract(self, embed: Embed, split: str) -> FeatureSet:
+        return extract(
+            embed,
+            self.parts[split].source,
+            mesh=self.mesh,
+            # The last batch is padded, so any device count works.
+            batch_size=whole_batch(self.settings.feature_batch_size, self.mesh),
+            target=self.settings.target,
+        )
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Of the target, where known."""
+        return self.parts["train"].source.class_names if self.settings.target == "label" else None
+
+    def classifiers(self, saved: Saved) -> Iterator[tuple[str, Fitted]]:
+        """Every classifier by its name, the saved one where it is of the very same fit.
+
+        ``lbfgs`` (all labels), ``lbfgs_few`` (the first ``settings.labels_per_class`` of each
+        class) and ``sgd`` (the published protocol), if it has an epoch.
+        """
+        for name, fit in FITS.items():
+            if name == "sgd" and not self.settings.sgd.epochs:
+                continue
+            key = self._key(name)
+            found = next((entry for entry in saved if entry[2].fitted_on == key), None)
+            if found is not None:
+                yield name, Fitted(found[1], found[2], found[0])
+                continue
+            classifier, chosen = fit(self)
+            about = About(
+                class_names=names_of_classes(self.class_names, classifier.bias.shape[0]),
+                layer=self.layer,
+                target=self.settings.target,
+                encoder_sha256=self.network.encoder_digest(),
+                fitted_on=key,
+                chosen=chosen,
+            )
+            yield name, Fitted(classifier, about, None)
+
+    def _key(self, fit: str) -> dict[str, Any]:
+        """All that a fit depends on, besides the config of the run; as JSON gives it back."""
+        settings = {name: self.settings[name] for name in SETTINGS[fit]}
+        return {
+            "network": self.name,
+            "network_sha256": self.network.digest(),
+            "fit": fit,
+            "layer": self.layer,
+            "target": self.settings.target,
+            "evaluation_size": self.settings.evaluation_size,
+            "settings": {
+                name: _plain(value.to_dict()) if isinstance(value, ConfigDict) else value
+                for name, value in settings.items()
+            },
+            "data": {name: compared(self.parts[name].source) for name in ("train", "validation")},
+        }
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}
+
+
+def fit_all(probed: Probed) -> tuple[LinearClassifier, dict[str, Any]]:
+    """`probe.fit_lbfgs` on all training images; l2 by all validation images."""
+    return _lbfgs(probed, probed.train, probed.validation)
+
+
+def fit_few(probed: Probed) -> tuple[LinearClassifier, dict[str, Any]]:
+    """`probe.fit_lbfgs` on the first ``labels_per_class`` training images of each class.
+
+    l2 is chosen by as many validation images of each class (by all that a class has if those are
+    fewer), so that no more than twice the labels are used than the number says.
+    """
+    count = probed.settings.labels_per_class
+    train = _rows(probed.train, probe.per_class_subset(probed.train.labels, count))
+    held_out = probe.per_class_subset(probed.validation.labels, count, or_all=True)
+    return _lbfgs(probed, train, _rows(probed.validation, held_out))
+
+
+def fit_published(probed: Probed) -> tuple[LinearClassifier, dict[str, Any]]:
+    """`probe.fit_sgd` on images that are cropped and flipped anew in each epoch."""
+    settings = probed.settings
+    embed = probed.network.through(probed.cropped, probed.layer)
+
+    def augmented(epoch: int) -> tuple[Any, Any]:
+        draw = jnp.uint32(settings.seed), jnp.int32(epoch)
+        fresh = probed._extract(lambda batch: embed(batch, *draw), "train")
+        return fresh.features, fresh.labels
+
+    num_classes = int(probed.train.labels.max()) + 1
+    return probe.fit_sgd(augmented, num_classes, seed=settings.seed, **settings.sgd), {}
+
+
+FITS: dict[str, Callable[[Probed], tuple[LinearClassifier, dict[str, Any]]]] = {
+    "lbfgs": fit_all,
+    "lbfgs_few": fit_few,
+    "sgd": fit_published,
+}
+SETTINGS = {
+    "lbfgs": ("lbfgs",),
+    "lbfgs_few": ("lbfgs", "labels_per_class"),
+    "sgd": ("sgd", "seed"),
+}
+"""What of the settings each fit reads."""
+
+
+def _rows(features: FeatureSet, rows: np.ndarray) -> FeatureSet:
+    return FeatureSet(features.features[rows], features.labels[rows])
+
+
+def _lbfgs(
+    probed: Probed, train: FeatureSet, held_out: FeatureSet
+) -> tuple[LinearClassifier, dict[str, Any]]:
+    settings, num_classes = probed.settings.lbfgs, int(probed.train.labels.max()) + 1
+    how: dict[str, Any] = {
+        "max_iterations": settings.max_iterations,
+        "tolerance": settings.tolerance,
+        "mesh": probed.mesh,
+    }
+    l2, tried = probe.select_l2(
+        (train.features, train.labels),
+        (held_out.features, held_out.labels),
+        num_classes,
+        grid=settings.l2_grid,
+        **how,
+    )
+    fit = probe.fit_lbfgs(train.features, train.labels, num_classes, l2=l2, **how)
+    return fit.classifier, {
+        "l2": l2,
+        "validation_top1": {str(candidate): accuracy for candidate, accuracy in tried.items()},
+        "validation_images": len(held_out.labels),
+        "iterations": fit.iterations,
+        "gradient": fit.gradient,
+    }

@@ -1,0 +1,276 @@
+"""What a probe of a run is fitted and tested on, and whether there is enough of it."""
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxssl.corruptions.apply import setting_name
+from jaxssl.data.examples import Source, identity
+from jaxssl.data.splits import Splits
+from jaxssl.errors import UserError, choose
+from jaxssl.evaluation.features import Batch
+from jaxssl.evaluation.frozen import make_test_view
+from jaxssl.evaluation.probe import AS_TRAINED, NO_KNN
+from jaxssl.metrics.knn import PROTOCOLS, KnnProtocol
+
+FRACTIONS = ("validation_fraction", "test_fraction")  # that a probe may set anew
+DEFAULT_PROTOCOL = "moco"  # of a run without evaluations
+
+
+class Part(NamedTuple):
+    """A split and its test-time images."""
+
+    source: Source
+    view: Callable[[Batch], jax.Array]
+
+
+class Place(NamedTuple):
+    """Where the run's own data lie now; "": where they lay when it was trained.
+
+    Attributes:
+      data_dir: in place of ``config.data.data_dir``.
+      digits_dir: in place of ``config.data.compose.digits_dir``.
+    """
+
+    data_dir: str = ""
+    digits_dir: str = ""
+
+
+WHERE_TRAINED = Place()
+
+
+def data_settings() -> ConfigDict:
+    """Another set than the run's own; what is not here is as in the run's ``data`` group."""
+    data = ConfigDict()
+    data.name = ""  # as config.data.name: "folder", "cifar10" ...; "": the run's own data
+    data.data_dir = ""  # root of a folder or of TFDS; "": TFDS_DATA_DIR or TFDS's default
+    data.image_size = 0  # canonical height and width in pixels; 0: the run's
+    data.validation_fraction = 0.1  # share of the train split held out for choices
+    data.test_fraction = 0.0  # share of the train split held out for tests if none is published
+    data.train_examples = 0  # training images used, evenly spread over the split; 0: all
+    data.classes = ""  # "imagenet100": the classes of that list alone; "": all
+    data.unreadable = "refuse"  # an image file that cannot be decoded, or "skip" and count it
+    return data
+
+
+def with_data(
+    config: ConfigDict,
+    asked: ConfigDict,
+    place: Place = WHERE_TRAINED,
+    defaults: ConfigDict | None = None,
+) -> ConfigDict:
+    """The run's config with its ``data`` as asked for.
+
+    Args:
+      config: of the run.
+      asked: see `data_settings`.
+      place: for the run's own data.
+      defaults: what ``asked`` is if nothing is asked; None: `data_settings`.
+
+    Raises:
+      UserError: for settings of another set without its name, or a place beside one.
+    """
+    config = config.copy_and_resolve_references()
+    defaults = data_settings() if defaults is None else defaults
+    changed = [key for key in defaults if asked[key] != defaults[key]]
+    with config.unlocked():
+        if asked.name:
+            if given := next((key for key, value in place._asdict().items() if value), None):
+                raise UserError(
+                    f"--{given} is where the run's own data lie and --data.name={asked.name} is "
+                    "another set: give --data.data_dir for that one."
+                )
+            config.data.update(asked.to_dict())
+            config.data.image_size = asked.image_size or _image_size(config)
+        elif changed:
+            raise UserError(
+                f"--data.{changed[0]}={asked[changed[0]]} is of another set than the run's own: "
+                "add --data.name, or give --data_dir for where the run's own data lie now."
+            )
+        if place.data_dir:
+            config.data.data_dir = place.data_dir
+        if place.digits_dir:
+            if "compose" not in config.data or "digits_dir" not in config.data.compose:
+                raise UserError(
+                    f"--digits_dir={place.digits_dir} is for runs on digit_on_image and this one's "
+                    "data are others: leave it out."
+                )
+            config.data.compose.digits_dir = place.digits_dir
+    return config
+
+
+def _image_size(config: ConfigDict) -> int:
+    # Composed sets and those of one size leave it at whatever it was.
+    return config.data.image_size or config.views.global_crops.size
+
+
+def open_splits(
+    config: ConfigDict, settings: ConfigDict, sources: Mapping[str, Source] | None
+) -> dict[str, Part]:
+    """The three splits of a run, the test images corrupted as ``settings.test_corruption`` says.
+
+    Args:
+      config: of the run, see `with_data`.
+      settings: see `jaxssl.evaluation.probe.default_config`.
+      sources: splits that Python code brings.
+
+    Raises:
+      UserError: if one of them is missing, or a setting does not suit.
+    """
+    config = config.copy_and_resolve_references()
+    if settings.evaluation_size:
+        if config.data.name != "multi_digits" or sources is not None:
+            raise UserError(
+                f"--probe.evaluation_size={settings.evaluation_size} is for runs on multi_digits, "
+                "and this run's data are others: leave it at 0."
+            )
+        config.data.compose.evaluation_size = settings.evaluation_size
+    for key in FRACTIONS:
+        if settings[key] < 0:
+            continue
+        if sources is not None:
+            raise UserError(
+                f"--probe.{key}={settings[key]} cuts data that a config names, and these came from "
+                "Python: give their splits as sources."
+            )
+        config.data[key] = settings[key]
+    size = config.views.global_crops.size
+    examples, view = Splits(config.data, config.corruption, size, sources), make_test_view(config)
+    parts = {name: Part(examples[name], view) for name in ("train", "validation")}
+    if settings.test_corruption.name == AS_TRAINED:
+        _, *ignored = setting_name(settings.test_corruption).split("-", 1)
+        if ignored:
+            raise UserError(
+                f"--probe.test_corruption has {ignored[0]} but no name, and without one the test "
+                "images are corrupted as in training: give --probe.test_corruption.name too."
+            )
+        return parts | {"test": Part(examples["test"], view)}
+    config.corruption = settings.test_corruption
+    other = Splits(config.data, config.corruption, size, sources)
+    return parts | {"test": Part(other["test"], make_test_view(config))}
+
+
+@contextlib.contextmanager
+def flags_of(own: Mapping[str, str] | None) -> Iterator[None]:
+    """Errors of the data name ``--config.data.*``: this puts a program's own flags in their place.
+
+    Args:
+      own: flags by the key of ``config.data`` where the run's own data are read; None: another set
+        is, by ``--data.*``.
+    """
+    try:
+        yield
+    except UserError as error:
+        told = re.sub(
+            rf"(?:--config\.|(?<![\w./-]))data\.({'|'.join(data_settings())})\b",
+            lambda found: f"--data.{found[1]}" if own is None else own.get(found[1], found[0]),
+            str(error),
+        )
+        raise UserError(told) from error
+
+
+def check_target(part: Part, target: str) -> None:
+    """Raises UserError unless a set has one class an image by that name."""
+    targets = part.source.gather(np.zeros(1, np.int64))["targets"]
+    fit = [name for name, values in targets.items() if values.shape == (1,)]
+    if target not in fit:
+        held = ", ".join(sorted(fit)) or "none at all"
+        raise UserError(
+            f"{part.source.name} has no target {target!r} to probe: it has {held}; choose one by "
+            "--probe.target, or a labelled set by --data.name."
+        )
+
+
+def check_channels(info: Mapping[str, Any], source: Source) -> None:
+    """Raises UserError unless images have as many channels as those that the run was trained on."""
+    trained, found = info["data"]["image_shape"][-1], source.image_shape[-1]
+    if trained != found:
+        raise UserError(
+            f"images of {source.name} have {found} channels and the run was trained on images of "
+            f"{trained}: choose a set of {trained} by --data.name."
+        )
+
+
+def protocol_of(config: ConfigDict, settings: ConfigDict, bank_size: int) -> KnnProtocol | None:
+    """The kNN protocol that a probe asks for; None: no kNN.
+
+    Raises:
+      UserError: if there is no such protocol, or fewer images than its neighbours.
+    """
+    name = protocol_name(config, settings.protocol)
+    if name == NO_KNN:
+        return None
+    protocol = choose("--probe.protocol", name, PROTOCOLS)
+    if settings.knn_k:
+        return protocol._replace(k=min(settings.knn_k, bank_size))
+    if protocol.k > bank_size:
+        raise UserError(
+            f"the kNN protocol {name} asks for {protocol.k} neighbours but there are {bank_size} "
+            f"training images: give --probe.knn_k={bank_size}, or --probe.protocol={NO_KNN} for no "
+            "kNN."
+        )
+    return protocol
+
+
+def protocol_name(config: ConfigDict, asked: str = AS_TRAINED) -> str:
+    """The protocol by name; `AS_TRAINED`: that of the run's first evaluation that has one."""
+    if asked != AS_TRAINED:
+        return asked
+    named = (group.protocol for group in config.evals.values() if "protocol" in group)
+    return next(named, DEFAULT_PROTOCOL)
+
+
+def check_probeable(config: ConfigDict, splits: Splits) -> list[str]:
+    """What a later linear probe of a run would lack, in sentences; empty if nothing.
+
+    Args:
+      config: of the run.
+      splits: its data.
+    """
+    train = splits["train"]
+    if train.num_classes is None:
+        return [f"{train.name} has no labels: a probe will need another set, by --data.name."]
+    lacking = []
+    for split in ("validation", "test"):
+        try:
+            splits.check(split)
+        except UserError as error:
+            lacking.append(
+                f"a probe will need a {split} split (or --probe.{split}_fraction then): {error}"
+            )
+    name = protocol_name(config)
+    if name in PROTOCOLS and PROTOCOLS[name].k > len(train):
+        lacking.append(
+            f"a probe by the kNN protocol {name} will need {PROTOCOLS[name].k} training images and "
+            f"there are {len(train)}: it can be told --probe.knn_k={len(train)}."
+        )
+    return lacking
+
+
+def same_data(noted: Mapping[str, Any], source: Source) -> bool:
+    """Whether a source is what a run noted of its data, as far as it noted it."""
+    now = compared(source)
+    return all(noted[key] == now[key] for key in noted.keys() & now.keys())
+
+
+def compared(source: Source) -> dict[str, Any]:
+    """`identity` without the name, which depends on where the data lie."""
+    return {key: value for key, value in identity(source).items() if key != "name"}
+
+
+def data_digest(parts: Mapping[str, Part]) -> str:
+    """SHA-256 of what the splits hold, in hexadecimal."""
+    held = {name: compared(part.source) for name, part in parts.items()}
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+
+
+def file_name(text: str) -> str:
+    """A text with nothing in it that a file's name must not have."""
+    return re.sub(r"[^\w.=+-]", "_", text)

@@ -1,0 +1,107 @@
+"""Runs that the code of format 1 left behind go on, and say what computes otherwise since."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from tiny import METHODS, RECIPES
+
+from configs.quickstart import get_config as quickstart
+from jaxssl.errors import UserError
+from jaxssl.pretrain import pretrain, resolve
+from jaxssl.reporting import read_metrics
+from jaxssl.run_directory import config_differences, read_config, read_info
+from jaxssl.upgrade import FORMAT, changes, saved_names, upgrade_config
+
+OLD = pathlib.Path(__file__).parent / "old_runs" / "format1"
+EXPECTED = json.loads((OLD / "expected.json").read_text())
+
+
+def recipe_of_today(method):
+    """What these runs were started with, in the words of today's recipes."""
+    config = quickstart("batch=64,width=4,size=8,epochs=4")
+    recipe = RECIPES[method].get_config()
+    with config.unlocked():
+        config.method = recipe.method
+        config.hyper = recipe.hyper
+        config.hyper.learning_rate.granularity = "step"
+        config.evals.knn.every = 0.2
+        config.run.update(
+            stop_step=6, checkpoint_every_steps=6, log_every_steps=2, num_devices=1, keep_last=1
+        )
+        if method == "moco_v2":
+            config.method.queue_size = 128
+            config.method.head.out_dim = 16
+            config.method.head.bn_groups = 8  # its encoder's: a head had no norm of its own
+            config.encoder.bn_groups = 8
+    return resolve(config)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_old_config_means_what_a_recipe_of_today_says(method):
+    assert read_info(OLD / method)["format"] == 1
+    assert config_differences(read_config(OLD / method), recipe_of_today(method)) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_old_run_goes_on_and_says_what_computes_otherwise(method, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(OLD / method, workdir)
+    config = recipe_of_today(method)
+    with config.unlocked():
+        config.run.stop_step = 12
+    pretrain(config, workdir)
+    said = capsys.readouterr().out
+    assert f"resuming {workdir} from step 6 of 12" in said
+    for clause in changes(1):
+        assert f"computed otherwise than before: {clause}" in said
+    info = read_info(workdir)
+    assert (info["format"], info["resumed"][0]["format"]) == (FORMAT, 1)
+    assert {"content_sha256", "steps_per_epoch"} & {*info["data"], *info["spec"]}
+    ours = dict((row["step"], row["loss"]) for row in read_metrics(workdir) if "loss" in row)
+    theirs = dict(EXPECTED[method]["losses"])
+    assert [ours[step] for step in (2, 4, 6)] == [theirs[step] for step in (2, 4, 6)]
+    # The weights are the old ones: only what `changes` names moves the next losses.
+    after = np.array([ours[step] - theirs[step] for step in (8, 10, 12)])
+    assert np.abs(after).max() < (1e-2 if method == "supervised" else 0.2)
+
+    # From the second resumption on there is nothing to say.
+    with config.unlocked():
+        config.run.stop_step = 13
+    pretrain(config, workdir)
+    assert "computed otherwise" not in capsys.readouterr().out
+
+
+def test_an_old_run_keeps_its_identity(tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(OLD / "simclr", workdir)
+    config = recipe_of_today("simclr")
+    with config.unlocked():
+        config.data.train_examples = 1000
+        config.hyper.temperature = 0.3
+    with pytest.raises(UserError, match="train_examples: 0 -> 1000; hyper.temperature: 0.5 -> 0.3"):
+        pretrain(config, workdir)
+
+
+def test_views_that_differ_and_numbers_of_a_policy_survive():
+    content = json.loads((OLD / "simclr" / "config.json").read_text())
+    content["config"]["views"] |= {"policy": "exclusive"}
+    content["config"]["views"]["view2"] |= {"blur_p": 0.1}
+    content["config"]["schedule"] |= {"warmup_epochs": 1.5, "final": 0.25}
+    new = upgrade_config(content)["config"]
+    assert new["views"]["global_crops"]["second"] == {"blur_p": 0.1}
+    assert new["views"]["global_crops"]["count"] == 2
+    assert {"gap", "min_side"} <= set(new["hyper"])
+    assert "overlap" not in new["hyper"]
+    rate = new["hyper"]["learning_rate"]
+    assert rate["end"] == pytest.approx(0.25 * rate["value"])
+    assert (rate["warmup_epochs"], rate["shape"]) == (1.5, "cosine")
+    assert content["config"]["views"]["view2"]["blur_p"] == 0.1  # the old one is left as it is
+
+
+def test_names_of_a_state_in_each_format():
+    names = ["rest/queue/rows/value", "params/head/output/kernel/value"]
+    assert list(saved_names(1, names).values()) == ["rest/queue/value", names[1]]
+    assert list(saved_names(FORMAT, names).values()) == names
