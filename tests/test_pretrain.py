@@ -21,6 +21,7 @@ from jaxssl.run_directory import claim, read_config, read_info
 
 HOUSE = pathlib.Path(__file__).parent.parent
 DATA = {"name": "some", "examples": 3}
+SPEC = {"num_examples": 3}
 
 
 def short(method="simclr", **changes):
@@ -64,7 +65,7 @@ def test_run_directory_and_finished_run(tmp_path, capsys):
     watched = [row for row in rows if "knn" in row]
     assert [row["step"] for row in watched] == [5, 6]
     assert 0.3 < watched[-1]["knn"] <= 1
-    assert 0 < watched[-1]["feature_std"] <= 1
+    assert 0 < watched[-1]["knn_feature_std"] <= 1
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["3", "6"]
     assert list((workdir / "tensorboard").iterdir())
     capsys.readouterr()
@@ -106,15 +107,16 @@ def test_refuses_another_config_but_for_the_run_group(tmp_path):
     workdir.mkdir()
     (workdir / ".config.json.tmp").write_text('{"comm')  # killed while it was written
     config = resolve(short())
-    claim(workdir, config, DATA)
+    assert claim(workdir, config, DATA, SPEC) == []
     with config.unlocked():
         config.run.log_every_steps = 1
-    claim(workdir, config, DATA)
+        config.data.data_dir = "/elsewhere"
+    assert claim(workdir, config, DATA, SPEC) == []
     with config.unlocked():
         config.hyper.temperature = 0.3
         config.batch_size = 32
     with pytest.raises(UserError, match=r"batch_size: 64 -> 32; hyper.temperature: 0.5 -> 0.3"):
-        claim(workdir, config, DATA)
+        claim(workdir, config, DATA, SPEC)
 
 
 def test_refuses_other_data(tmp_path):
@@ -156,37 +158,53 @@ def test_refuses_a_foreign_directory(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"hyper.temperature": 0.0}, r"hyper.temperature=0.0 cannot be"),
-        ({"hyper.learning_rate": float("nan")}, r"hyper.learning_rate=nan cannot be"),
-        ({"batch_size": 0}, r"batch_size=0 cannot be"),
-        ({"batch_size": 100_000}, r"batch_size=100000 leaves no step"),
+        ({"hyper.temperature": 0.0}, r"--config.hyper.temperature=0.0 must be at least 1.2e-38"),
+        ({"hyper.temperature": 1e-40}, r"--config.hyper.temperature=1e-40 must be"),
+        ({"hyper.learning_rate.value": float("nan")}, r"hyper.learning_rate.value=nan must be"),
+        ({"hyper.learning_rate.end": -1.0}, r"hyper.learning_rate.end=-1.0 must be"),
+        ({"batch_size": 0}, r"--config.batch_size=0 must be at least 1"),
+        (
+            {"batch_size": 1288, "epochs": 0.5},
+            r"--config.batch_size=1288 leaves no step in 0.5 epochs",
+        ),
+        ({"batch_size": 100_000}, r"--config.batch_size=100000 is more than the 1294 images"),
         ({"batch_size": 63, "run.num_devices": 2}, r"batch_size=63 does not divide over 2 dev"),
         ({"run.num_devices": 99}, r"99 devices were asked for but 8 are visible"),
         ({"data_seed": 2**32}, r"data_seed=4294967296 is out of range"),
-        ({"method.name": "simclr2"}, r"method.name='simclr2' is unknown: .*moco_v2, simclr, sup"),
-        ({"views.policy": "zoom"}, r"views.policy='zoom' is unknown"),
+        (
+            {"method.name": "simclr2"},
+            r"--config.method.name=simclr2 is unknown: .*moco_v2, simclr, sup",
+        ),
+        ({"views.policy": "zoom"}, r"--config.views.policy=zoom is unknown"),
         ({"data.name": "no_such_set"}, r"no_such_set"),
-        ({"evals.knn.layer": "logits"}, r"evals.knn.layer='logits' is unknown.*pooled, projection"),
-        ({"schedule.warmup_epochs": 9.0}, r"schedule.warmup_epochs is 9 of 4"),
+        (
+            {"evals.knn.layer": "logits"},
+            r"--config.evals.knn.layer=logits is unknown.*head1, pooled, proj",
+        ),
+        ({"hyper.learning_rate.warmup_epochs": 9.0}, r"rate.warmup_epochs=9 of 4 epochs must be"),
         ({"optimizer.name": "sgdd"}, r"optimizer.name"),
         ({"encoder.name": "resnet99"}, r"encoder.name"),
         ({"encoder.name": "resnet18"}, r"config.encoder has no 'stem', which its name='resnet18'"),
         ({"optimizer.name": "adamw"}, r"config.optimizer has no 'b1', which its name='adamw' read"),
-        ({"method.name": "moco_v2"}, r"hyper.ema is missing"),
-        ({"encoder.width": 0}, r"encoder.width=0 cannot be"),
-        ({"encoder.bn_groups": 3}, r"a batch of 128 does not split into 3 equal BatchNorm groups"),
+        (
+            {"method.name": "moco_v2"},
+            r"config.hyper has no ema, which --config.method.name=moco_v2",
+        ),
+        ({"encoder.width": 0}, r"--config.encoder.width=0 must be at least 1"),
+        ({"encoder.bn_groups": 3}, r"64 images do not split into 3 equal BatchNorm groups"),
         ({"encoder.image_size": 20}, r"the encoder was built for images \[B, 20, 20, 1\]"),
-        ({"views.view1.size": 10}, r"this config makes no step"),
-        ({"method.head.num_layers": 0}, r"a head needs num_layers"),
-        ({"schedule.epochs": float("inf")}, r"schedule.epochs=inf cannot be"),
-        ({"evals.knn.protocol": "imagenet"}, r"evals.knn.protocol='imagenet' is unknown"),
+        ({"views.global_crops.size": 10}, r"built for images \[B, 8, 8, 1\], got"),
+        ({"method.head.num_layers": 0}, r"--config.method.head.num_layers=0 must be at least 1"),
+        ({"epochs": float("inf")}, r"--config.epochs=inf must be"),
+        ({"evals.knn.protocol": "imagenet"}, r"--config.evals.knn.protocol=imagenet is unknown"),
         (
             {"data.train_examples": 150, "evals.knn.protocol": "moco"},
-            r"'moco' asks for 200 neighbours but there are 150",
+            r"protocol=moco asks for 200 neighbours but there are 150.*knn.protocol=dino",
         ),
-        ({"run.keep_last": 0}, r"run.keep_last=0 cannot be"),
-        ({"run.prefetch": -1}, r"run.prefetch=-1 cannot be"),
-        ({"run.stop_step": -1}, r"run.stop_step=-1 cannot be"),
+        ({"run.keep_last": 0}, r"--config.run.keep_last=0 must be at least 1"),
+        ({"run.prefetch": -1}, r"--config.run.prefetch=-1 must be at least 0"),
+        ({"run.stop_step": -1}, r"--config.run.stop_step=-1 must be at least 0"),
+        ({"seed": -1}, r"--config.seed=-1 is out of range"),
     ],
 )
 def test_bad_values_are_refused_in_one_sentence_and_leave_nothing(tmp_path, change, sentence):
@@ -202,12 +220,10 @@ def test_bad_values_are_refused_in_one_sentence_and_leave_nothing(tmp_path, chan
 def test_a_nan_loss_ends_the_run_and_keeps_the_checkpoints(tmp_path):
     workdir = tmp_path / "run"
     pretrain(short(**{"run.stop_step": 3}), workdir)
-    blown = short(**{"hyper.learning_rate": 1e30})
+    blown = short(**{"hyper.learning_rate.value": 1e30})
     # The same directory with a rate that must fail, as if the fault came later.
     (workdir / "config.json").write_text(
-        (workdir / "config.json")
-        .read_text()
-        .replace('"learning_rate": 0.12', '"learning_rate": 1e+30')
+        (workdir / "config.json").read_text().replace('"value": 0.12', '"value": 1e+30')
     )
     with pytest.raises(UserError, match=r"at step \d+|not finite"):
         pretrain(blown, workdir)

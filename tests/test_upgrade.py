@@ -1,18 +1,24 @@
 """Runs that the code of format 1 left behind go on, and say what computes otherwise since."""
 
+import dataclasses
+import fractions
 import json
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
-from tiny import METHODS, RECIPES
+from tiny import METHODS, RECIPES, Run, config_for
 
 from configs.quickstart import get_config as quickstart
+from jaxssl.distributed import data_mesh, global_batch
 from jaxssl.errors import UserError
 from jaxssl.pretrain import pretrain, resolve
 from jaxssl.reporting import read_metrics
 from jaxssl.run_directory import config_differences, read_config, read_info
+from jaxssl.training.state import traced_scalars
+from jaxssl.training.step import compile_step
 from jaxssl.upgrade import FORMAT, changes, saved_names, upgrade_config
 
 OLD = pathlib.Path(__file__).parent / "old_runs" / "format1"
@@ -60,12 +66,12 @@ def test_an_old_run_goes_on_and_says_what_computes_otherwise(method, tmp_path, c
     info = read_info(workdir)
     assert (info["format"], info["resumed"][0]["format"]) == (FORMAT, 1)
     assert {"content_sha256", "steps_per_epoch"} & {*info["data"], *info["spec"]}
-    ours = dict((row["step"], row["loss"]) for row in read_metrics(workdir) if "loss" in row)
+    ours = {row["step"]: row["loss"] for row in read_metrics(workdir) if "loss" in row}
     theirs = dict(EXPECTED[method]["losses"])
     assert [ours[step] for step in (2, 4, 6)] == [theirs[step] for step in (2, 4, 6)]
-    # The weights are the old ones: only what `changes` names moves the next losses.
-    after = np.array([ours[step] - theirs[step] for step in (8, 10, 12)])
-    assert np.abs(after).max() < (1e-2 if method == "supervised" else 0.2)
+    # The weights are the old ones: only what `changes` names moves the next losses, and of MoCo's
+    # 64 images in 8 groups another permutation makes other groups.
+    assert abs(ours[8] - theirs[8]) < (0.15 if method == "moco_v2" else 1e-2)
 
     # From the second resumption on there is nothing to say.
     with config.unlocked():
@@ -81,7 +87,7 @@ def test_an_old_run_keeps_its_identity(tmp_path):
     with config.unlocked():
         config.data.train_examples = 1000
         config.hyper.temperature = 0.3
-    with pytest.raises(UserError, match="train_examples: 0 -> 1000; hyper.temperature: 0.5 -> 0.3"):
+    with pytest.raises(UserError, match=r"examples: 0 -> 1000; hyper\.temperature: 0\.5 -> 0\.3"):
         pretrain(config, workdir)
 
 
@@ -105,3 +111,26 @@ def test_names_of_a_state_in_each_format():
     names = ["rest/queue/rows/value", "params/head/output/kernel/value"]
     assert list(saved_names(1, names).values()) == ["rest/queue/value", names[1]]
     assert list(saved_names(FORMAT, names).values()) == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_the_first_twenty_losses_are_those_of_format_1(method):
+    """In float64, with the horizon as it was counted then and without MoCo's permutation."""
+    with jax.enable_x64(True):
+        config = config_for(method, "float64")
+        if method == "moco_v2":
+            with config.unlocked():
+                config.method.shuffle = False
+        run = Run(config)
+        per_epoch = fractions.Fraction(run.blueprint.spec.total_steps) / 4
+        run.schedules = dataclasses.replace(run.schedules, steps_per_epoch=per_epoch)
+        mesh, hyper = data_mesh(1), traced_scalars(run.config)
+        state = run.blueprint.create(run.config.init_seed, mesh)
+        step = compile_step(run.step(), mesh)
+        losses = []
+        for number in range(20):
+            state, metrics = step(state, global_batch(mesh, run.batch(number)), hyper)
+            losses.append(float(metrics["loss"]))
+    golden = json.loads((OLD.parent / "first_losses.json").read_text())[method]
+    np.testing.assert_allclose(losses, golden, rtol=1e-9)  # 0 on the machine that made them
