@@ -68,8 +68,8 @@ def corrupted(source: Source, corruption: ConfigDict, view_size: int) -> Source:
     canonical = source.canonical
     if canonical and canonical.fit != "crop" and not corruptor.after_augmentation:
         raise UserError(
-            f"--config.corruption.name={config.corruption.name} before augmentation would corrupt "
-            f"the padding too that --config.data.fit={canonical.fit} leaves: use "
+            f"--config.corruption.name={corruption.name} before augmentation would corrupt the "
+            f"padding too that --config.data.fit={canonical.fit} leaves: use "
             "--config.data.fit=crop, or --config.corruption.order=aug_corrupt."
         )
     # A permutation of an image's own is drawn here even if the device applies it, so that it is the
