@@ -7,6 +7,8 @@ PYTHON ?= python3
 JAX ?= cpu
 VENV := .venv
 RUN := $(VENV)/bin/python
+# What CI runs is pinned on Python 3.11; JAX's newest versions need a newer Python.
+PINS = $$($(RUN) -c 'import sys; sys.version_info[:2] == (3, 11) and print("-c constraints.txt")')
 EXTRA := $(if $(filter-out cpu,$(JAX)),$(JAX))
 WORKDIR ?= runs/quickstart
 
@@ -39,12 +41,12 @@ $(VENV)/bin/python:
 	or newer, this is " + sys.version.split()[0] + ": give another with make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/jaxssl-$(JAX): $(VENV)/bin/python pyproject.toml
-	$(RUN) -m pip install --quiet --editable ".$(if $(EXTRA),[$(EXTRA)])"
+$(VENV)/jaxssl-$(JAX): $(VENV)/bin/python pyproject.toml constraints.txt
+	$(RUN) -m pip install --quiet $(PINS) --editable ".$(if $(EXTRA),[$(EXTRA)])"
 	@touch $@
 
-$(VENV)/jaxssl-dev: $(VENV)/bin/python pyproject.toml
-	$(RUN) -m pip install --quiet --editable ".[dev$(if $(EXTRA),$(comma)$(EXTRA))]"
+$(VENV)/jaxssl-dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(RUN) -m pip install --quiet $(PINS) --editable ".[dev$(if $(EXTRA),$(comma)$(EXTRA))]"
 	@touch $@
 
 comma := ,

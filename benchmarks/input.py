@@ -41,10 +41,9 @@ from side_by_side import environment
 from sklearn.datasets import load_sample_images
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-from configs.common import hyper_group
 from jaxssl.augment import ops
 from jaxssl.augment.augmentation import PRESETS, Augmentation, simclr_cifar, simclr_imagenet
-from jaxssl.augment.policies import PAIRS, paired_view
+from jaxssl.augment.policies import PAIRS, paired_view, start_numbers
 from jaxssl.augment.views import multi_view
 from jaxssl.corruptions.apply import Corruptor, corruption_group
 from jaxssl.corruptions.ops import CORRUPTIONS
@@ -83,6 +82,7 @@ def batch_of(images: np.ndarray) -> dict[str, Any]:
     rows = len(images)
     return {
         "image": images,
+        "content": np.full((rows, 2), images.shape[1], np.int32),
         "index": np.arange(rows, dtype=np.int32),
         "split": np.full(rows, Split.TRAIN, np.int32),
         "epoch": np.zeros(rows, np.int32),
@@ -93,7 +93,7 @@ def batch_of(images: np.ndarray) -> dict[str, Any]:
 def ours(images: np.ndarray, views: tuple[Augmentation, ...], pair: str | None) -> Contestant:
     """Our policy, compiled; the batch goes to the devices in every run."""
     mesh, batch = data_mesh(), batch_of(images)
-    hyper = {"data_seed": jnp.uint32(0), **hyper_group().to_dict()}
+    hyper = {"data_seed": jnp.uint32(0)} | (start_numbers(pair) if pair else {})
 
     def policy(batch: dict[str, Any], hyper: dict[str, Any]) -> tuple[jax.Array, ...]:
         if pair is None:

@@ -15,12 +15,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from configs.common import view_group
 from configs.pretrain import simclr
 from jaxssl.augment.augmentation import simclr_imagenet
-from jaxssl.augment.policies import make_policy
 from jaxssl.data.pipeline import training_rows
 from jaxssl.data.sources import array_source
 from jaxssl.distributed import data_mesh, global_batch
-from jaxssl.pretrain import make_spec, resolve
+from jaxssl.pretrain import make_spec, policy_of, resolve
 from jaxssl.randomness import Split
+from jaxssl.training.schedules import Schedules
 from jaxssl.training.state import Blueprint, traced_scalars
 from jaxssl.training.step import compile_step, make_step
 
@@ -38,17 +38,27 @@ def against_a_step(images: np.ndarray, arguments: argparse.Namespace) -> dict[st
     config.encoder.name, config.encoder.stem = arguments.encoder, "imagenet"
     config.encoder.dtype = arguments.dtype
     config = resolve(config)
-    policy, hyper, mesh = make_policy(config), traced_scalars(config), data_mesh(1)
+    policy, hyper, mesh = policy_of(config), traced_scalars(config), data_mesh(1)
     source = array_source("photographs", Split.TRAIN, images, {})
-    blueprint = Blueprint.from_config(config, make_spec(config, source, policy))
+    spec = make_spec(config, source, policy)
+    blueprint = Blueprint.from_config(config.method, config.encoder, config.optimizer, spec)
+    schedules = Schedules.from_config(config.hyper, config.epochs, spec.steps_per_epoch)
     rows = training_rows(0, config.batch_size, len(source), config.data_seed)
     batch = global_batch(mesh, source.gather(*rows))
-    augment = jax.jit(policy).lower(batch, hyper).compile()
-    views = {"views": jax.block_until_ready(augment(batch, hyper))}
+    now = schedules.at(hyper, 0)
+    augment = jax.jit(policy).lower(batch, now).compile()
+    views = {"views": jax.block_until_ready(augment(batch, now))}
 
     def stepper(policy: Callable, batch: dict[str, Any]) -> Callable[[int], None]:
         state = blueprint.create(config.init_seed, mesh)
-        step = compile_step(make_step(blueprint, policy), mesh).lower(state, batch, hyper).compile()
+        step = make_step(
+            blueprint,
+            policy,
+            schedules,
+            batch_size=config.batch_size,
+            learning_rate_scaling=config.optimizer.scaling,
+        )
+        step = compile_step(step, mesh).lower(state, batch, hyper).compile()
         held = [state]
 
         def run(steps: int) -> None:
@@ -61,7 +71,7 @@ def against_a_step(images: np.ndarray, arguments: argparse.Namespace) -> dict[st
 
     def views_alone(steps: int) -> None:
         for _ in range(steps):
-            made = augment(batch, hyper)
+            made = augment(batch, now)
         jax.block_until_ready(made)
 
     times = time_alternating(

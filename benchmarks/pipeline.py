@@ -14,6 +14,7 @@ import os
 import pathlib
 import platform
 import statistics
+import sys
 import tempfile
 import time
 
@@ -21,6 +22,7 @@ import numpy as np
 import PIL.Image
 from ml_collections import ConfigDict
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from configs.common import data_group
 from jaxssl.data.pipeline import train_batches
 from jaxssl.data.sources import Source, array_source, load

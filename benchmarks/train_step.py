@@ -41,16 +41,15 @@ from side_by_side import Run, environment, show, summarise, time_alternating
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from configs.pretrain import simclr
-from jaxssl.augment.policies import make_policy
 from jaxssl.data.pipeline import train_batches, training_rows
 from jaxssl.data.sources import Source, array_source, load
 from jaxssl.distributed import data_mesh, global_batch
 from jaxssl.errors import UserError
-from jaxssl.methods.method import Hyper
-from jaxssl.pretrain import make_spec, resolve
+from jaxssl.pretrain import make_spec, policy_of, resolve
 from jaxssl.randomness import Split
-from jaxssl.training.optim import parameter_paths, peak_learning_rate
-from jaxssl.training.state import Blueprint, TrainState, traced_scalars
+from jaxssl.training.optim import parameter_paths, scaled_learning_rate
+from jaxssl.training.schedules import Schedules
+from jaxssl.training.state import Blueprint, Hyper, TrainState, traced_scalars
 from jaxssl.training.step import Step, compile_step, make_step
 
 try:
@@ -77,6 +76,7 @@ class Ours:
     source: Source
     mesh: Mesh
     blueprint: Blueprint
+    schedules: Schedules
     hyper: Hyper
     batch: dict[str, Any]
     views: dict[str, Any]
@@ -84,8 +84,14 @@ class Ours:
 
     def lower(self, policy: Callable, batch: dict[str, Any]) -> jax.stages.Lowered:
         """The step with a policy, not yet compiled."""
-        step = compile_step(make_step(self.blueprint, policy), self.mesh)
-        return step.lower(self.state, batch, self.hyper)
+        step = make_step(
+            self.blueprint,
+            policy,
+            self.schedules,
+            batch_size=self.config.batch_size,
+            learning_rate_scaling=self.config.optimizer.scaling,
+        )
+        return compile_step(step, self.mesh).lower(self.state, batch, self.hyper)
 
     def advance(self, step: Step, batches: Iterator[dict[str, Any]], steps: int) -> float:
         """Takes steps; returns the loss of the last one."""
@@ -115,18 +121,21 @@ def prepare(width: int, arguments: argparse.Namespace) -> tuple[Ours, Callable]:
     config.encoder.dtype = arguments.dtype
     config = resolve(config)
     source = real_images(config) if arguments.real_pipeline else noise()
-    policy = make_policy(config)
-    blueprint = Blueprint.from_config(config, make_spec(config, source, policy))
-    mesh = data_mesh(1)
+    policy = policy_of(config)
+    spec = make_spec(config, source, policy)
+    schedules = Schedules.from_config(config.hyper, config.epochs, spec.steps_per_epoch)
+    hyper, mesh = traced_scalars(config), data_mesh(1)
+    blueprint = Blueprint.from_config(config.method, config.encoder, config.optimizer, spec)
     rows = training_rows(0, config.batch_size, len(source), config.data_seed)
     batch = global_batch(mesh, source.gather(*rows))
-    views = jax.device_get(jax.jit(policy)(batch, traced_scalars(config)))
+    views = jax.device_get(jax.jit(policy)(batch, schedules.at(hyper, 0)))
     return Ours(
         config=config,
         source=source,
         mesh=mesh,
         blueprint=blueprint,
-        hyper=traced_scalars(config),
+        schedules=schedules,
+        hyper=hyper,
         batch=batch,
         views=global_batch(mesh, {"views": views}),
         state=blueprint.create(config.init_seed, mesh),
@@ -158,8 +167,8 @@ def torch_peer(ours: Ours) -> Callable[[], Any]:
         width=config.encoder.width,
         dtype=config.encoder.dtype,
         temperature=config.hyper.temperature,
-        learning_rate=peak_learning_rate(
-            config.hyper.learning_rate, config.batch_size, config.optimizer.scaling
+        learning_rate=scaled_learning_rate(
+            config.hyper.learning_rate.value, config.batch_size, config.optimizer.scaling
         ),
         momentum=config.optimizer.momentum,
         weight_decay=config.hyper.weight_decay,

@@ -17,6 +17,9 @@ from jaxssl import distributed
 from jaxssl.errors import UserError, sentence_of
 from jaxssl.interruption import Interrupted
 
+RECIPES = pathlib.Path(__file__).parent.parent / "configs"
+"""Beside the package, in a checkout as where a wheel is installed."""
+
 _settings: list[tuple[str, ConfigDict]] = []
 
 
@@ -78,12 +81,7 @@ def _let_go_of_output() -> None:
 
 
 def _parse(argv: list[str]) -> None:
-    recipe = _recipe(argv)
-    if recipe is not None and not pathlib.Path(recipe.partition(":")[0]).is_file():
-        raise UserError(
-            f"config file {recipe.partition(':')[0]!r} does not exist: give one of configs/, "
-            "from the root of the project."
-        )
+    recipe, argv = _located(argv)
     try:
         for name, default in _settings:
             config_flags.DEFINE_config_dict(name, default, f"Settings, --{name}.key=value.")
@@ -108,14 +106,43 @@ def _parse(argv: list[str]) -> None:
         raise UserError(f"argument {rest[0]!r} belongs to no flag: flags start with --.")
 
 
-def _recipe(argv: list[str]) -> str | None:
-    """``FILE[:key=value,...]`` of ``--config``."""
-    recipe = None
-    for given, following in zip(argv, [*argv[1:], ""], strict=True):
-        flag, equals, value = given.partition("=")
-        if flag in ("--config", "-config"):
-            recipe = value if equals else following
-    return recipe
+def _located(argv: list[str]) -> tuple[str | None, list[str]]:
+    """``FILE[:key=value,...]`` of ``--config``, FILE being where it lies; and ``argv`` with it.
+
+    Raises:
+      UserError: if there is no such file.
+    """
+    recipe, located = None, list(argv)
+    for place, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        given = value if equals else "".join(argv[place + 1 : place + 2])
+        file, colon, arguments = given.partition(":")
+        recipe = f"{_recipe_file(file)}{colon}{arguments}"
+        if equals:
+            located[place] = f"{flag}={recipe}"
+        else:
+            located[place + 1] = recipe
+    return recipe, located
+
+
+def _recipe_file(file: str) -> str:
+    """``file`` if it exists, or else the recipe of that name that came with the package.
+
+    Raises:
+      UserError: if neither exists.
+    """
+    if os.path.isfile(file):
+        return file
+    # Who installed a wheel has no folder configs/: the documented names serve there too.
+    shipped = os.path.join(RECIPES.parent, file)
+    if pathlib.PurePath(file).parts[:1] == (RECIPES.name,) and os.path.isfile(shipped):
+        return shipped
+    raise UserError(
+        f"config file {file!r} does not exist, and no recipe in {RECIPES} has that name: give one "
+        "of those, such as configs/quickstart.py, or the path of your own."
+    )
 
 
 def _unknown_key(argv: list[str], configs: Mapping[str, ConfigDict]) -> str | None:

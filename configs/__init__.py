@@ -1,0 +1,1 @@
+"""Recipes. A package with files of its own, so that no other folder named configs comes first."""
