@@ -155,8 +155,8 @@ def open_splits(
         taken = taken_from(config.data)
         if key == "test_fraction" and settings[key] > 0 and taken.get("test", "train") != "train":
             raise UserError(
-                f"--probe.test_fraction={settings[key]} would be ignored, for {config.data.name} has "
-                f"a {taken['test']} split of its own: leave it out."
+                f"--probe.test_fraction={settings[key]} would be ignored, for {config.data.name} "
+                f"has a {taken['test']} split of its own: leave it out."
             )
     size = config.views.global_crops.size
     examples, view = Splits(config.data, config.corruption, size, sources), make_test_view(config)
