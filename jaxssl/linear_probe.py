@@ -146,6 +146,8 @@ def probe_run(
             check_view_size(parts["train"].source, config.views.global_crops.size)
         own = _is_own(info, config, parts, sources, settings, data)
     train = parts["train"].source
+    if not own and not data.name:
+        _say(f"{train.name} is not what the run was trained on: the card is named after it")
     check_channels(info, train)
     check_target(parts["train"], settings.target)
     protocol = protocol_of(config, settings, len(train))
