@@ -25,7 +25,7 @@ test: $(VENV)/jaxssl-dev
 	$(RUN) -m pytest -m "not slow"
 
 test-slow: $(VENV)/jaxssl-dev
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m "slow or shipped"
 
 check: $(VENV)/jaxssl-dev
 	$(VENV)/bin/ruff check .

@@ -164,6 +164,18 @@ def view_policy(config: ConfigDict, policy: str) -> None:
     config.hyper.update(start_numbers(policy))
 
 
+def canonical(config: ConfigDict, size: int) -> None:
+    """The canonical images of a set that varies in size, for views of ``size`` pixels.
+
+    Up to 64 pixels the central part at the views' size, as CIFAR's images are. For larger views the
+    whole picture, letterboxed with a long side of twice the views': crops are drawn from all of it,
+    and one of area .08 of a 4:3 picture has half the views' pixels on a side, as torchvision's has
+    of an original of 500 pixels.
+    """
+    config.data.image_size = size if size <= 64 else 2 * size
+    config.data.fit = "crop" if size <= 64 else "letterbox"
+
+
 def randbit_group() -> ConfigDict:
     """Channels that hold an integer of the image's own, appended last of all."""
     randbit = ConfigDict()

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from jaxssl import cli, distributed
 from jaxssl.data.examples import Source, array_source, identity
 from jaxssl.data.folders import FolderSource
-from jaxssl.data.sources import load, pretraining_split
+from jaxssl.data.sources import check_view_size, load, pretraining_split
 from jaxssl.data.splits import corrupted
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.classifier import write_npz
@@ -189,15 +189,14 @@ def embed(
     with flags_of(None if data.name else {"data_dir": "--data_dir"}):
         split = pretraining_split(config.data) if settings.split == "pretrain" else settings.split
         source = load(config.data, split, memory_limit_bytes=0)
+        if data.name:
+            check_view_size(source, config.views.global_crops.size)
     check_channels(info, source)
     encoder = _encoder(run, step, settings.layer, "--embed.layer")
     found = encoder.of(source, batch_size=min(settings.batch_size, len(source)))
     made: dict[str, Any] = {"features": found.features, "index": source.positions}
     if isinstance(source, FolderSource):
-        root = config.data.data_dir
-        made["files"] = tuple(
-            os.path.relpath(file, os.path.expanduser(root)) for file in source.files
-        )
+        made["files"] = source.names
     if len(found.labels):
         made["labels"] = found.labels
         if source.class_names is not None:

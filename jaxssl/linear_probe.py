@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 
 from jaxssl import cli, distributed
 from jaxssl.corruptions.apply import setting_name
-from jaxssl.data.examples import Source, identity
+from jaxssl.data.examples import Source
+from jaxssl.data.sources import check_view_size, pretraining_split
 from jaxssl.data.splits import Splits
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
@@ -141,7 +142,9 @@ def probe_run(
     mesh = distributed.data_mesh()
     with flags_of(None if data.name else _OWN_FLAGS):
         parts = open_splits(config, settings, sources)
-        own = same_data(info["data"], _trained_on(config, sources, data))
+        if data.name:
+            check_view_size(parts["train"].source, config.views.global_crops.size)
+        own = _is_own(info, config, parts, sources, settings, data)
     train = parts["train"].source
     check_channels(info, train)
     check_target(parts["train"], settings.target)
@@ -180,7 +183,7 @@ def probe_run(
             "name": train.name,
             "sha256": data_digest(parts),
             "of_the_run": own,
-            **{name: identity(part.source) for name, part in parts.items()},
+            **{name: part.identity for name, part in parts.items()},
         },
         "encoder_sha256": {"before": before, "after": restored.network.encoder_digest()},
         "network_sha256": digest,
@@ -205,13 +208,25 @@ def _check_sources(
         )
 
 
-def _trained_on(
-    config: ConfigDict, sources: Mapping[str, Source] | None, data: ConfigDict
-) -> Source:
-    """What the run was trained on, if the data are its own."""
+def _is_own(
+    info: Mapping[str, Any],
+    config: ConfigDict,
+    parts: Mapping[str, Part],
+    sources: Mapping[str, Source] | None,
+    settings: ConfigDict,
+    data: ConfigDict,
+) -> bool:
+    """Whether the data are those that the run was trained on, by what it noted of them."""
+    train = parts["train"]
+    if same_data(info["data"], train):
+        return True
+    # Another set's images for pretraining alone, such as STL-10's, would be opened for nothing; so
+    # would the run's train split, if it has just been seen to be another.
+    uncut = all(settings[key] < 0 for key in FRACTIONS)
+    if data.name or (uncut and sources is None and pretraining_split(config.data) == "train"):
+        return False
     splits = Splits(config.data, config.corruption, config.views.global_crops.size, sources)
-    # Another set's images for pretraining alone, such as STL-10's, would be opened for nothing.
-    return splits["train" if data.name else "pretrain"]
+    return same_data(info["data"], Part(splits["pretrain"], train.view))
 
 
 def _networks(
@@ -298,6 +313,9 @@ def check_settings(settings: ConfigDict) -> None:
         raise UserError(
             f"--probe.lbfgs.l2_grid={settings.lbfgs.l2_grid} must be numbers of at least 0."
         )
+    for key in FRACTIONS:
+        if settings[key] >= 1:
+            raise UserError(f"--probe.{key}={settings[key]} must be a share below 1.")
     if settings.knn_k and settings.protocol == probe.NO_KNN:
         raise UserError(
             f"--probe.knn_k={settings.knn_k} has no meaning with --probe.protocol={probe.NO_KNN}: "

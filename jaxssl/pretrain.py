@@ -9,7 +9,7 @@ import dataclasses
 import fractions
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,7 @@ from jaxssl.data.splits import Splits
 from jaxssl.data.summary import describe
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.evals import Evaluation, make_evals
+from jaxssl.evaluation.probe_data import check_probeable
 from jaxssl.interruption import Interruption
 from jaxssl.methods import METHODS, Method, Spec
 from jaxssl.randomness import check_seed
@@ -141,6 +142,7 @@ class Plan:
       mesh: the devices.
       source: what is trained on.
       opened: all splits that were opened, by name.
+      lacking: what a later probe would lack, in sentences.
       blueprint: the method and its optimizer.
       step: the jitted `Step`.
       epoch_hook: what the method does before an epoch, or None.
@@ -151,6 +153,7 @@ class Plan:
     mesh: Mesh
     source: Source
     opened: Mapping[str, Source]
+    lacking: Sequence[str]
     blueprint: Blueprint
     step: Any
     epoch_hook: EpochHook | None
@@ -196,7 +199,7 @@ class Plan:
                 f"{found.images:.1f} images twice on average: a batch-wise loss takes such a pair "
                 "for two images"
             )
-        return lines
+        return [*lines, *(f"note: {sentence}" for sentence in self.lacking)]
 
 
 def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
@@ -236,6 +239,7 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
         mesh=mesh,
         source=source,
         opened=splits.opened(),
+        lacking=check_probeable(config, splits),
         blueprint=blueprint,
         step=step,
         epoch_hook=make_epoch_hook(blueprint, schedules, mesh) if hooked else None,

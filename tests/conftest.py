@@ -1,7 +1,16 @@
-"""Test session: 8 virtual CPU devices, run-time shape checks, a persistent compilation cache."""
+"""Test session: 8 virtual CPU devices, run-time shape checks, quick compilation.
+
+`make test` compiles without LLVM's optimisation, which takes a fifth of the time and changes no
+mathematics; what XLA does to a program before that, partitioning included, stays. `make test-slow`
+compiles as users do, and repeats there what is marked ``shipped``.
+"""
 
 import os
 import pathlib
+import subprocess
+import sys
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight devices share the cores: on a busy machine some come so late to a collective that XLA would
@@ -11,6 +20,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_cpu_collective_call_terminate_timeout_seconds=1200"
 )
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
+PLAIN_CODE = " --xla_cpu_use_fusion_emitters=false"
 
 import jax  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
@@ -21,3 +31,19 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 # Every annotated function of the package checks its arrays' shapes and dtypes while tests run.
 install_import_hook("jaxssl", "beartype.beartype")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "slow" in config.option.markexpr.replace("not slow", ""):
+        return
+    jax.config.update("jax_disable_most_optimizations", True)
+    # A flag that this version of XLA does not know would end the session.
+    flags = os.environ["XLA_FLAGS"] + PLAIN_CODE
+    known = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        check=False,
+    )
+    if known.returncode == 0:
+        os.environ["XLA_FLAGS"] = flags

@@ -15,7 +15,7 @@ from jaxssl.evaluation import probe
 from jaxssl.evaluation.classifier import About, LinearClassifier, names_of_classes
 from jaxssl.evaluation.features import Embed, FeatureSet, extract, whole_batch
 from jaxssl.evaluation.frozen import Network, View
-from jaxssl.evaluation.probe_data import Part, compared
+from jaxssl.evaluation.probe_data import Part
 from jaxssl.storage import Path
 
 Saved = Sequence[tuple[Path, LinearClassifier, About]]
@@ -96,6 +96,10 @@ class Probed:
             target=self.settings.target,
         )
 
+    @functools.cached_property
+    def _digest(self) -> str:
+        return self.network.digest()
+
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Of the target, where known."""
@@ -131,7 +135,7 @@ class Probed:
         settings = {name: self.settings[name] for name in SETTINGS[fit]}
         return {
             "network": self.name,
-            "network_sha256": self.network.digest(),
+            "network_sha256": self._digest,
             "fit": fit,
             "layer": self.layer,
             "target": self.settings.target,
@@ -140,7 +144,7 @@ class Probed:
                 name: _plain(value.to_dict()) if isinstance(value, ConfigDict) else value
                 for name, value in settings.items()
             },
-            "data": {name: compared(self.parts[name].source) for name in ("train", "validation")},
+            "data": {name: self.parts[name].compared for name in ("train", "validation")},
         }
 
 

@@ -1,6 +1,8 @@
 """What a probe of a run is fitted and tested on, and whether there is enough of it."""
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -13,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxssl.corruptions.apply import setting_name
 from jaxssl.data.examples import Source, identity
+from jaxssl.data.sources import taken_from
 from jaxssl.data.splits import Splits
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.features import Batch
@@ -24,11 +27,22 @@ FRACTIONS = ("validation_fraction", "test_fraction")  # that a probe may set ane
 DEFAULT_PROTOCOL = "moco"  # of a run without evaluations
 
 
-class Part(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
     """A split and its test-time images."""
 
     source: Source
     view: Callable[[Batch], jax.Array]
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """See `jaxssl.data.examples.identity`; it hashes what lies in memory."""
+        return identity(self.source)
+
+    @property
+    def compared(self) -> dict[str, Any]:
+        """The same without the name, which depends on where the data lie."""
+        return {key: value for key, value in self.identity.items() if key != "name"}
 
 
 class Place(NamedTuple):
@@ -52,6 +66,7 @@ def data_settings() -> ConfigDict:
     data.name = ""  # as config.data.name: "folder", "cifar10" ...; "": the run's own data
     data.data_dir = ""  # root of a folder or of TFDS; "": TFDS_DATA_DIR or TFDS's default
     data.image_size = 0  # canonical height and width in pixels; 0: the run's
+    data.scale = ()  # as config.data.scale: (low, high) of images of more than 8 bits
     data.validation_fraction = 0.1  # share of the train split held out for choices
     data.test_fraction = 0.0  # share of the train split held out for tests if none is published
     data.train_examples = 0  # training images used, evenly spread over the split; 0: all
@@ -87,8 +102,9 @@ def with_data(
                     f"--{given} is where the run's own data lie and --data.name={asked.name} is "
                     "another set: give --data.data_dir for that one."
                 )
+            size = max(config.data.image_size, config.views.global_crops.size)
             config.data.update(asked.to_dict())
-            config.data.image_size = asked.image_size or _image_size(config)
+            config.data.image_size = asked.image_size or size
         elif changed:
             raise UserError(
                 f"--data.{changed[0]}={asked[changed[0]]} is of another set than the run's own: "
@@ -104,11 +120,6 @@ def with_data(
                 )
             config.data.compose.digits_dir = place.digits_dir
     return config
-
-
-def _image_size(config: ConfigDict) -> int:
-    # Composed sets and those of one size leave it at whatever it was.
-    return config.data.image_size or config.views.global_crops.size
 
 
 def open_splits(
@@ -141,6 +152,12 @@ def open_splits(
                 "Python: give their splits as sources."
             )
         config.data[key] = settings[key]
+        taken = taken_from(config.data)
+        if key == "test_fraction" and settings[key] > 0 and taken.get("test", "train") != "train":
+            raise UserError(
+                f"--probe.test_fraction={settings[key]} would be ignored, for {config.data.name} "
+                f"has a {taken['test']} split of its own: leave it out."
+            )
     size = config.views.global_crops.size
     examples, view = Splits(config.data, config.corruption, size, sources), make_test_view(config)
     parts = {name: Part(examples[name], view) for name in ("train", "validation")}
@@ -254,20 +271,15 @@ def check_probeable(config: ConfigDict, splits: Splits) -> list[str]:
     return lacking
 
 
-def same_data(noted: Mapping[str, Any], source: Source) -> bool:
-    """Whether a source is what a run noted of its data, as far as it noted it."""
-    now = compared(source)
+def same_data(noted: Mapping[str, Any], part: Part) -> bool:
+    """Whether a split is what a run noted of its data, as far as it noted it."""
+    now = part.compared
     return all(noted[key] == now[key] for key in noted.keys() & now.keys())
-
-
-def compared(source: Source) -> dict[str, Any]:
-    """`identity` without the name, which depends on where the data lie."""
-    return {key: value for key, value in identity(source).items() if key != "name"}
 
 
 def data_digest(parts: Mapping[str, Part]) -> str:
     """SHA-256 of what the splits hold, in hexadecimal."""
-    held = {name: compared(part.source) for name, part in parts.items()}
+    held = {name: part.compared for name, part in parts.items()}
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,7 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tiny import config_for
+from tiny import Run, config_for
 
 from jaxssl.data.sources import load
 from jaxssl.distributed import data_mesh
@@ -23,8 +23,7 @@ from jaxssl.evaluation.frozen import (
     restored_method,
 )
 from jaxssl.methods import Spec
-from jaxssl.pretrain import pretrain, resolve
-from jaxssl.run_directory import read_config, read_info
+from jaxssl.pretrain import resolve
 
 OLD = pathlib.Path(__file__).parent.parent / "old_runs" / "format1"
 EXPECTED = json.loads((OLD / "expected.json").read_text())
@@ -125,20 +124,13 @@ def test_a_checkpoint_is_the_same_on_any_mesh():
     assert restored.network.encoder_digest() == networks[0].encoder_digest()
 
 
-def test_the_untrained_method_is_the_one_the_run_began_with(tmp_path):
-    config = config_for("moco_v2")
-    with config.unlocked():
-        config.run.stop_step = 1
-        config.hyper.learning_rate.value = 0.0
-        config.evals.knn.every = 0.0
-    pretrain(config, tmp_path / "still")
-    still = restored_method(tmp_path / "still", None, data_mesh(1))
-    assert still.spec == Spec.from_json(read_info(tmp_path / "still")["spec"])
-    fresh = fresh_method(read_config(tmp_path / "still"), still.spec, data_mesh(1))
-    for a, b in zip(
-        jax.tree.leaves(still.network.arrays[0]), jax.tree.leaves(fresh.arrays[0]), strict=True
-    ):
-        assert a.tobytes() == b.tobytes()
+def test_the_untrained_method_is_the_one_the_run_began_with():
+    run, mesh = Run(config_for("moco_v2")), data_mesh(1)
+    began = run.blueprint.create(run.config.init_seed, mesh)
+    fresh = fresh_method(run.config, run.blueprint.spec, mesh)
+    for tree, expected in zip(fresh.arrays, (began.params, began.rest), strict=True):
+        for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
+            assert a.tobytes() == b.tobytes()
 
 
 def test_features_are_those_of_each_image_in_order():

@@ -18,6 +18,7 @@ from jaxssl.distributed import data_mesh, global_batch
 from jaxssl.training.state import traced_scalars
 from jaxssl.training.step import compile_step
 
+pytestmark = pytest.mark.shipped
 DEVICES = (1, 8)
 BATCH, STEPS = 512, 20
 
@@ -27,7 +28,7 @@ def run_of(method: str) -> Run:
     with config.unlocked():
         # Large enough for what every device does alone (optimizer, teacher) to be a few percent.
         config.batch_size = BATCH
-        config.encoder.width = 16
+        config.encoder.width = 8
         if method == "moco_v2":
             config.method.queue_size = 2 * BATCH
     return Run(config)

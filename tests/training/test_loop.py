@@ -202,7 +202,8 @@ def test_an_output_that_closes_is_a_reason_to_stop_too(tmp_path, monkeypatch):
 def test_saves_by_the_clock(undisturbed, tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    cadence = Cadence.from_config(short(**{"run.save_every_minutes": 2.0}), 1000, 50)
+    run = short(**{"run.save_every_minutes": 2.0}).run
+    cadence = Cadence.from_config(run, 64, 1000, 50)
     clock = SaveClock(cadence)
     now[0] = 119.0
     assert not clock.due(1)
