@@ -42,7 +42,13 @@ from sklearn.datasets import load_sample_images
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from jaxssl.augment import ops
-from jaxssl.augment.augmentation import PRESETS, Augmentation, simclr_cifar, simclr_imagenet
+from jaxssl.augment.augmentation import (
+    Augmentation,
+    byol,
+    moco_v2,
+    simclr_cifar,
+    simclr_imagenet,
+)
 from jaxssl.augment.policies import PAIRS, paired_view, start_numbers
 from jaxssl.augment.views import multi_view
 from jaxssl.corruptions.apply import Corruptor, corruption_group
@@ -58,6 +64,12 @@ YIQ = "jaxssl, hue in YIQ"
 # Side of the views, and of the images they are made of.
 CANONICAL = {32: 32, 224: 256}
 BATCH = {32: 256, 224: 32}
+PRESETS = {
+    "simclr_cifar": simclr_cifar,
+    "simclr_imagenet": simclr_imagenet,
+    "moco_v2": moco_v2,
+    "byol": byol,
+}
 BESIDE_PEERS = {"simclr_cifar": 32, "simclr_imagenet": 224, "moco_v2": 224, "byol": 224}
 SPATIAL = ("overlap", "patch", "exclusive", "cutout_blur")
 # Makes the views of a batch once; returns CPU seconds spent in other processes.
