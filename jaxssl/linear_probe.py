@@ -180,13 +180,7 @@ def probe_run(
         "settings": settings.to_dict(),
         "knn_protocol": protocol_name(config, settings.protocol),
         "knn": None if protocol is None else protocol._asdict(),
-        "examples": {name: len(part.source) for name, part in parts.items()},
-        "data": {
-            "name": train.name,
-            "sha256": data_digest(parts),
-            "of_the_run": own,
-            **{name: part.identity for name, part in parts.items()},
-        },
+        **_data_of(parts, own),
         "encoder_sha256": {"before": before, "after": restored.network.encoder_digest()},
         "network_sha256": digest,
         "classifiers": {
@@ -196,6 +190,19 @@ def probe_run(
         **run_info(),
     }
     return Outcome(card, folder, {name: made for name, made in files.items() if not made.file})
+
+
+def _data_of(parts: Mapping[str, Part], own: bool) -> dict[str, Any]:
+    """What a card says of the data."""
+    return {
+        "examples": {name: len(part.source) for name, part in parts.items()},
+        "data": {
+            "name": parts["train"].source.name,
+            "sha256": data_digest(parts),
+            "of_the_run": own,
+            **{name: part.identity for name, part in parts.items()},
+        },
+    }
 
 
 def _check_sources(

@@ -95,8 +95,7 @@ def pretrain(
         )
         start, stop = int(state.step), plan.cadence.stop
         if start >= stop:
-            beyond = f"it has {start} steps and --config.run.stop_step asks for {stop}"
-            say(f"{workdir} is finished: {beyond if start > stop else f'step {start} of {stop}'}.")
+            say(f"{workdir} is finished: {finished_in_words(start, stop)}.")
             return state
         if restored:
             say(f"resuming {workdir} from step {start} of {stop}")
@@ -386,6 +385,13 @@ def make_spec(config: ConfigDict, source: Source, policy: Policy) -> Spec:
         total_steps=total_steps,
         steps_per_epoch=fractions.Fraction(len(source), config.batch_size),
     )
+
+
+def finished_in_words(done: int, stop: int) -> str:
+    """How far a run is that has nothing left to do."""
+    if done == stop:
+        return f"step {done} of {stop}"
+    return f"it has {done} steps and --config.run.stop_step asks for {stop}"
 
 
 def restore_or_create(

@@ -160,7 +160,7 @@ def place(workdir: str | os.PathLike[str], flag: str = "--workdir") -> Path:
     """The path of a run directory to be made or resumed; nothing is made yet.
 
     Raises:
-      UserError: if it cannot be: see `jaxssl.storage.as_path`; a file or a link to nothing is in
+      UserError: if that is not possible: see `jaxssl.storage.as_path`; a file or a link to nothing is in
         the way, or it is not writable.
     """
     path = as_path(workdir, flag)

@@ -39,7 +39,7 @@ def image_integers(
       ValueError: for another number of bits.
     """
     if not 1 <= num_bits <= MAX_BITS:
-        raise ValueError(f"num_bits={num_bits} cannot be: give 1 to {MAX_BITS}, or 0 for none.")
+        raise ValueError(f"num_bits={num_bits} must be 1 to {MAX_BITS}, or 0 for none.")
     epoch = epoch if fresh_per_epoch else jnp.zeros_like(epoch)
     keys = sample_keys(seed, Purpose.BITS, split, epoch, index, 0)
     words = jax.vmap(lambda key: jax.random.bits(key, (), jnp.uint32))(keys)

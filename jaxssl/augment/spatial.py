@@ -31,7 +31,7 @@ def check_overlap(overlap: float) -> None:
     Raises:
       ValueError: naming the value and what is feasible; as of every ``check_*``.
     """
-    _require(0 < overlap <= 1, f"overlap={overlap} cannot be: give a fraction above 0, at most 1.")
+    _require(0 < overlap <= 1, f"overlap={overlap} must be a fraction above 0, at most 1.")
 
 
 def check_fixed_area(overlap: float, area: float) -> None:
@@ -40,7 +40,7 @@ def check_fixed_area(overlap: float, area: float) -> None:
     Two crops of area a share at least 2 a - 1, since together they cover no more than the image,
     and at most a, when they are the same.
     """
-    _require(0 < area <= 1, f"area={area} cannot be: give a fraction above 0, at most 1.")
+    _require(0 < area <= 1, f"area={area} must be a fraction above 0, at most 1.")
     least = max(2 * area - 1, 0.0)
     _require(
         overlap > 0 and least - _SLACK <= overlap <= area + _SLACK,
@@ -54,14 +54,14 @@ def check_patch(area: float, height: int = 1, width: int = 1) -> None:
     most = min(height, width) / max(height, width)
     _require(
         0 < area <= most + _SLACK,
-        f"area={area} cannot be that of a square in an image of {height} x {width}: "
-        f"give a fraction above 0, at most {most:.6g}.",
+        f"area={area} of a square in an image of {height} x {width} must be a fraction above 0, at "
+        f"most {most:.6g}.",
     )
 
 
 def check_exclusive(gap: float, min_side: float) -> None:
     """Refuses what `exclusive_boxes` cannot meet."""
-    _require(0 <= gap < 1, f"gap={gap} cannot be: give a fraction from 0, below 1.")
+    _require(0 <= gap < 1, f"gap={gap} must be a fraction from 0, below 1.")
     most = (1 - gap) / 2
     _require(
         0 < min_side <= most + _SLACK,
@@ -149,7 +149,7 @@ def fixed_area_overlap_boxes(
     most = jnp.min(sides, axis=0)
     low = jnp.maximum(least[1], overlap / most[0])
     high = jnp.minimum(most[1], overlap / least[0])
-    # One value may be left, and rounding turn the two about: keep what binds the longer side, or
+    # Where one value is left rounding may swap the bounds: keep what binds the longer side, or
     # the other bound, a quotient, would miss it by the error over the shorter.
     tall = least[0] > least[1]
     low, high = (

@@ -62,7 +62,7 @@ class Corruptor:
         """The corruption of a config's ``corruption`` group.
 
         Raises:
-          UserError: if there is no such corruption or its settings cannot be.
+          UserError: if there is no such corruption or a setting is out of range.
         """
         build = choose("corruption.name", group.name, CORRUPTIONS)
         order = choose("corruption.order", group.order, {name: name for name in ORDERS})

@@ -486,7 +486,7 @@ def _build_jpeg(settings: Any) -> Corruption:
 
 
 # Each reads what it needs of a config's `corruption` group: patches, per_image, exponent, severity
-# (1 to 5), constants ("cifar" or "imagenet"); ValueError if a value cannot be.
+# (1 to 5), constants ("cifar" or "imagenet"); ValueError if a value is out of range.
 CORRUPTIONS: dict[str, Callable[[Any], Corruption]] = {
     "none": _build_none,
     "global_shuffle": functools.partial(_build_shuffle, global_shuffle, lambda shape, n: n**2),

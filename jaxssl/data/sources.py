@@ -87,8 +87,8 @@ def hold_out(
     """
     if not 0 <= fraction < 1:
         raise UserError(
-            f"--config.data.{key}={fraction} is no share of the train split: choose one of at "
-            "least 0 and below 1."
+            f"--config.data.{key}={fraction} must be a share of the train split, at least 0 and "
+            "below 1."
         )
     held = spread(len(listing), fractions.Fraction(fraction).limit_denominator(10**6))
     return listing[held], listing[~held]

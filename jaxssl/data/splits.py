@@ -83,7 +83,7 @@ def corrupted(source: Source, corruption: ConfigDict, view_size: int) -> Source:
         drawn_shape=shape,
     )
     if len(source):
-        wrapped.gather(np.zeros(1, np.int64))  # refuses at once what will not do
+        wrapped.gather(np.zeros(1, np.int64))  # refuses unsuitable images now
     if isinstance(source, ArraySource) and not corruptor.after_augmentation:
         return _corrupted_once(wrapped, source)
     return wrapped

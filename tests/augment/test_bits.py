@@ -81,5 +81,5 @@ def test_channels_are_appended_and_constant():
 
 @pytest.mark.parametrize("num_bits", [0, 33, -1])
 def test_impossible_numbers_of_bits_are_refused(num_bits):
-    with pytest.raises(ValueError, match=f"num_bits={num_bits} cannot be"):
+    with pytest.raises(ValueError, match=f"num_bits={num_bits} must be"):
         draw(2, num_bits)

@@ -470,9 +470,9 @@ def test_boxes_do_not_depend_on_the_batch(name):
 @pytest.mark.parametrize(
     ("check", "numbers", "message"),
     [
-        (spatial.check_overlap, (0.0,), r"overlap=0.0 cannot be: give a fraction above 0"),
-        (spatial.check_overlap, (math.nan,), r"overlap=nan cannot be"),
-        (spatial.check_fixed_area, (0.1, 1.2), r"area=1.2 cannot be"),
+        (spatial.check_overlap, (0.0,), r"overlap=0.0 must be a fraction above 0"),
+        (spatial.check_overlap, (math.nan,), r"overlap=nan must be"),
+        (spatial.check_fixed_area, (0.1, 1.2), r"area=1.2 must be"),
         (
             spatial.check_fixed_area,
             (0.5, 0.8),
@@ -482,7 +482,7 @@ def test_boxes_do_not_depend_on_the_batch(name):
         (spatial.check_fixed_area, (0.0, 0.4), r"overlap=0.0 .* area=0.4"),
         (spatial.check_patch, (1.5,), r"area=1.5 .* at most 1\."),
         (spatial.check_patch, (0.6, 20, 40), r"area=0.6 .* image of 20 x 40: .* at most 0.5"),
-        (spatial.check_exclusive, (-0.1, 0.1), r"gap=-0.1 cannot be"),
+        (spatial.check_exclusive, (-0.1, 0.1), r"gap=-0.1 must be"),
         (spatial.check_exclusive, (0.2, 0.41), r"min_side=0.41 .* gap=0.2: .* = 0.4"),
         (spatial.check_exclusive, (0.2, 0.0), r"min_side=0.0"),
         (spatial.check_non_overlapping, (0.6,), r"min_side=0.6 .* at most 0.5"),
