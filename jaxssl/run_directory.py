@@ -160,8 +160,8 @@ def place(workdir: str | os.PathLike[str], flag: str = "--workdir") -> Path:
     """The path of a run directory to be made or resumed; nothing is made yet.
 
     Raises:
-      UserError: if that is not possible: see `jaxssl.storage.as_path`; a file or a link to nothing is in
-        the way, or it is not writable.
+      UserError: if that is not possible (see `jaxssl.storage.as_path`), a file or a link to nothing
+        is in the way, or it is not writable.
     """
     path = as_path(workdir, flag)
     check_writable(path, flag)

@@ -221,8 +221,8 @@ def color_jitter(
     """
     _require_rgb(image, "color_jitter")
     # Under vmap a branch costs all its branches, so four rounds of any of four operations would be
-    # sixteen. Three of the four are one blend with different targets; hue is the expensive one, so it
-    # runs once: up to three blends before it, then hue, then up to three after it. A blend with
+    # sixteen. Three of the four are one blend with different targets. Hue is the expensive one, so
+    # it runs once: up to three blends before it, then hue, then up to three after it. A blend with
     # factor 1 changes no bit, so those that are not due get factor 1.
     factors = jnp.stack([jitter.brightness, jitter.contrast, jitter.saturation])
     hue_at = jnp.argmax(jitter.order == HUE)
