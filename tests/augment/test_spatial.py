@@ -481,7 +481,7 @@ def test_boxes_do_not_depend_on_the_batch(name):
         (spatial.check_fixed_area, (0.5, 0.4), r"overlap=0.5 .* area=0.4: .* above 0 to 0.4"),
         (spatial.check_fixed_area, (0.0, 0.4), r"overlap=0.0 .* area=0.4"),
         (spatial.check_patch, (1.5,), r"area=1.5 .* at most 1\."),
-        (spatial.check_patch, (0.6, 20, 40), r"area=0.6 .* image of 20 x 40: .* at most 0.5"),
+        (spatial.check_patch, (0.6, 20, 40), r"area=0.6 .* image of 20 x 40 must .* at most 0.5"),
         (spatial.check_exclusive, (-0.1, 0.1), r"gap=-0.1 must be"),
         (spatial.check_exclusive, (0.2, 0.41), r"min_side=0.41 .* gap=0.2: .* = 0.4"),
         (spatial.check_exclusive, (0.2, 0.0), r"min_side=0.0"),
