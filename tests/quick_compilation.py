@@ -1,6 +1,7 @@
 """Few and quick compilations, for tests of results and not of speed or memory."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,12 @@ def quick() -> dict[str, bool | int]:
     They choose how XLA emits machine code; what it does to the program before that, partitioning
     among devices included, stays. One that this version of XLA does not know is left out.
     """
-    options = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+    options = {
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_cpu_parallel_codegen_split_count": 1,
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    }
     known = {}
     for name, value in options.items():
         try:
@@ -26,9 +32,9 @@ def quick() -> dict[str, bool | int]:
     return known
 
 
-def quick_jit(function: Callable) -> Callable:
-    """``jax.jit`` with those options."""
-    return jax.jit(function, compiler_options=quick())
+def quick_jit(function: Callable, **options: Any) -> Callable:
+    """``jax.jit`` with those compiler options; ``options`` as for ``jax.jit``."""
+    return jax.jit(function, compiler_options=quick(), **options)
 
 
 def once(function: Callable) -> Callable:
@@ -54,8 +60,8 @@ def once(function: Callable) -> Callable:
 def at_once(function: Callable) -> Callable:
     """The function in one compilation a call, instead of one for each of its operations.
 
-    Arrays among its arguments are traced, all else is known. Calls with the same shapes and the
-    same other arguments share the compilation.
+    Arrays and NumPy's scalars among its arguments are traced, all else is known. Calls with the
+    same shapes and the same other arguments share the compilation.
     """
 
     @functools.wraps(function)
@@ -63,7 +69,7 @@ def at_once(function: Callable) -> Callable:
         leaves, structure = jax.tree.flatten((args, kwargs))
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return function(*args, **kwargs)
-        traced = tuple(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
+        traced = tuple(isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves)
         arrays = [leaf for leaf, is_array in zip(leaves, traced, strict=True) if is_array]
         known = tuple(leaf for leaf, is_array in zip(leaves, traced, strict=True) if not is_array)
         # Types too: 1, 1.0 and True are equal.
@@ -87,10 +93,11 @@ def _program(
 
 
 class AtOnce:
-    """A module whose functions are ``at_once``."""
+    """A module whose functions are ``at_once``; all else of it as it is."""
 
     def __init__(self, module: Any):
         self.module = module
 
-    def __getattr__(self, name: str) -> Callable:
-        return at_once(getattr(self.module, name))
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.module, name)
+        return at_once(value) if inspect.isfunction(value) else value

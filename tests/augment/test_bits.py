@@ -2,16 +2,16 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick_compilation import at_once, quick_jit
 
 from jaxssl.augment.bits import append_channels, bit_channels, image_integers
 from jaxssl.randomness import Split
 
 
-@functools.partial(jax.jit, static_argnames=("seed", "num_bits", "fresh", "split"))
+@functools.partial(quick_jit, static_argnames=("seed", "num_bits", "fresh", "split"))
 def _draw(index, epoch, seed, num_bits, fresh, split):
     return image_integers(
         jnp.full_like(index, split),
@@ -30,7 +30,7 @@ def draw(count, num_bits, epoch=0, seed=0, fresh=False, split=Split.TRAIN):
 
 def test_bits_are_the_integers_binary_digits_least_significant_first():
     integers = draw(500, 11)
-    bits = np.asarray(bit_channels(jnp.asarray(integers), 11))
+    bits = np.asarray(at_once(bit_channels)(integers, 11))
     assert bits.dtype == np.float32
     np.testing.assert_array_equal(bits @ 2.0 ** np.arange(11), integers)
     expected = [[int(digit) for digit in reversed(f"{integer:011b}")] for integer in integers]
@@ -70,8 +70,8 @@ def test_collisions_leave_fewer_bits(num_bits, published):
 
 def test_channels_are_appended_and_constant():
     images = jnp.asarray(np.random.default_rng(0).random((4, 3, 5, 2), np.float32))
-    bits = bit_channels(jnp.arange(4, dtype=jnp.uint32), 3)
-    joined = np.asarray(append_channels(images, bits))
+    bits = np.asarray(at_once(bit_channels)(np.arange(4, dtype=np.uint32), 3))
+    joined = np.asarray(at_once(append_channels)(images, bits))
     assert joined.shape == (4, 3, 5, 5)
     np.testing.assert_array_equal(joined[..., :2], images)
     np.testing.assert_array_equal(

@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick_compilation import at_once, quick_jit
 
 from jaxssl.augment import ops, spatial
 from jaxssl.augment.resample import resized_crop
 
-_cut_out = jax.jit(spatial.cut_out)
-_cut_outs = jax.jit(jax.vmap(spatial.cut_out, (None, 0)))
-_blur_out = jax.jit(spatial.blur_out, static_argnums=3)
+_cut_out = quick_jit(spatial.cut_out)
+_cut_outs = quick_jit(jax.vmap(spatial.cut_out, (None, 0)))
+_blur_out = quick_jit(spatial.blur_out, static_argnums=3)
 
 
-@jax.jit
+@quick_jit
 def _patches(seed, area):
     keys = jax.random.split(jax.random.key(seed), 20)
     return jax.vmap(lambda key: spatial.patch_boxes(key, 32, 29, area=area))(keys)
@@ -63,7 +64,7 @@ def test_the_black_area_is_exactly_the_patchs(fraction, seed):
 @pytest.mark.parametrize("box", BOXES)
 def test_blur_out_blurs_the_box_and_nothing_else(image, box):
     seen = np.asarray(_blur_out(image, np.float32(box), np.float32(3), 9))
-    blurred = np.float64(jax.jit(ops.gaussian_blur, static_argnums=2)(image, 3.0, 9))
+    blurred = np.float64(at_once(ops.gaussian_blur)(image, 3.0, 9))
     covered = coverage(box, image.shape)
     assert np.abs(blurred - image).max() > 0.3
     expected = covered * blurred + (1 - covered) * np.float64(image)
@@ -81,7 +82,7 @@ def test_cutout_blur_is_patch_augmentation_as_the_blur_vanishes(image):
     assert 0 < differences[3] < 1e-4
     assert differences[4] == 0
     # Both views, pixel by pixel: view 1 is the whole image, view 2 the patch of the image.
-    crop = jax.jit(
+    crop = quick_jit(
         lambda image, box: resized_crop(image, box, 9, filter="bilinear", antialias=True)
     )
     for first in (blurred[0], blurred[4]):
@@ -106,11 +107,11 @@ def test_centre_distance_and_intersection():
     rng = np.random.default_rng(0)
     corner, side = rng.uniform(0, 20, (2, 5, 7, 2)), rng.uniform(1, 20, (2, 5, 7, 2))
     box1, box2 = np.float32(np.concatenate([corner, corner + side], axis=-1))
-    seen = jax.jit(spatial.centre_distance)(box1, box2)
+    seen = quick_jit(spatial.centre_distance)(box1, box2)
     expected = np.hypot(*np.moveaxis((corner + side / 2)[0] - (corner + side / 2)[1], -1, 0))
     assert seen.shape == (5, 7)
     np.testing.assert_allclose(seen, expected, rtol=1e-5, atol=1e-5)
-    common = jax.jit(spatial.intersection_area)(box1, box2)
+    common = quick_jit(spatial.intersection_area)(box1, box2)
     stop = np.minimum(*(corner + side))
     expected = np.prod(np.maximum(stop - np.maximum(*corner), 0), axis=-1)
     assert 0 < (expected == 0).sum() < 35

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from quick_compilation import quick_jit
 from scipy import stats
 
 from jaxssl.augment.resample import GRID, random_crop_box, resized_crop
@@ -11,7 +12,7 @@ PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BIC
 SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 
 
-_crop = jax.jit(resized_crop, static_argnames=("size", "filter", "antialias"))
+_crop = quick_jit(resized_crop, static_argnames=("size", "filter", "antialias"))
 
 
 def crop(image, box, size, filter="bicubic", antialias=True):
@@ -162,7 +163,7 @@ def draw_boxes(n, height, width, scale, subpixel):
     def draw(key):
         return random_crop_box(key, height, width, scale=scale, subpixel=subpixel)
 
-    return np.float64(jax.jit(jax.vmap(draw))(keys))
+    return np.float64(quick_jit(jax.vmap(draw))(keys))
 
 
 def quantities(boxes):
@@ -218,7 +219,7 @@ def test_one_valid_attempt_is_enough():
         def draw(key):
             return random_crop_box(key, 32, 32, scale=(0.9, 1.0), attempts=attempts, subpixel=True)
 
-        boxes = jax.jit(jax.vmap(draw))(keys)
+        boxes = quick_jit(jax.vmap(draw))(keys)
         return float(np.mean(np.all(np.asarray(boxes) == (0, 0, 32, 32), axis=1)))
 
     one, three = fallbacks(1), fallbacks(3)

@@ -1,6 +1,5 @@
 import copy
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
+from quick_compilation import at_once, quick_jit
 from support import unchecked
 
 from jaxssl.augment import augmentation, ops, views
@@ -55,22 +55,28 @@ def batch():
     }
 
 
-@functools.partial(jax.jit, static_argnames=("augmentations", "mean", "std"))
-def _make(batch, data_seed, augmentations, mean, std):
+def _made(batch, data_seed, augmentations, mean=(), std=()):
     made = views.multi_view(batch, data_seed, augmentations)
     images = tuple(views.normalize(image, mean, std) for image in made.images)
     return dataclasses.replace(made, images=images)
+
+
+_make = quick_jit(_made, static_argnames=("augmentations", "mean", "std"))
 
 
 def make(batch, *augmentations, data_seed=0, mean=(), std=()):
     return _make(batch, jnp.uint32(data_seed), augmentations, mean, std)
 
 
-@functools.partial(jax.jit, static_argnames="augmentation")
-def draws(index, augmentation=EVERYTHING):
+def _draws(index, augmentation=EVERYTHING):
     """All that is drawn for the samples of these indices."""
     keys = sample_keys(0, Purpose.VIEW, jnp.zeros_like(index), jnp.full_like(index, 3), index, 0)
     return jax.vmap(lambda key: views.draw_view(key, SIDE, SIDE, augmentation))(keys)
+
+
+# As a user's program is compiled, where the bits are what is tested; quickly elsewhere.
+draws = jax.jit(_draws, static_argnames="augmentation")
+quick_draws = quick_jit(_draws, static_argnames="augmentation")
 
 
 def devices(count):
@@ -88,15 +94,15 @@ def assert_same_bits(a, b):
 # --- exactness
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_draws_do_not_depend_on_the_batch(batch, batch_size):
-    parts = [draws(batch["index"][i : i + batch_size]) for i in range(0, N, batch_size)]
+def test_draws_do_not_depend_on_the_batch(batch):
+    """Alone the compiler makes scalar code of a sample; batches of 3 are in the next test."""
+    parts = [draws(batch["index"][i : i + 1]) for i in range(N)]
     together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     assert_same_bits(together, draws(batch["index"]))
 
 
-@pytest.mark.parametrize("count", [2, 8])
-def test_draws_and_views_do_not_depend_on_the_devices(batch, count):
+def test_draws_and_views_do_not_depend_on_the_devices(batch):
+    count = 8  # 3 samples a device
     index = jax.device_put(batch["index"], devices(count))
     assert_same_bits(draws(index), draws(batch["index"]))
 
@@ -150,12 +156,19 @@ def test_views_differ_between_epochs_samples_views_and_seeds(batch):
 
 
 def test_data_seed_may_be_traced(batch):
-    for seed in (0, 5):
+
+    def known(batch):
+        found = []
+        for seed in (0, 5):
+            of = (batch["split"], batch["epoch"], batch["index"], 0)
+            keys = sample_keys(seed, Purpose.VIEW, *of)
+            found.append(
+                views.augment_view(views.to_float(batch["image"]), keys, CROP, batch["content"])
+            )
+        return found
+
+    for seed, (images, boxes, flipped) in zip((0, 5), quick_jit(known)(batch), strict=True):
         traced = make(batch, CROP, data_seed=seed)
-        keys = sample_keys(seed, Purpose.VIEW, batch["split"], batch["epoch"], batch["index"], 0)
-        images, boxes, flipped = views.augment_view(
-            views.to_float(batch["image"]), keys, CROP, batch["content"]
-        )
         assert_same_bits((traced.boxes[0], traced.flipped[0]), (boxes, flipped))
         np.testing.assert_allclose(traced.images[0], images, atol=1e-6)
 
@@ -173,8 +186,9 @@ def test_data_seed_may_be_traced(batch):
     ],
 )
 def test_one_operation_leaves_the_draws_of_the_others_alone(batch, changed, fields):
-    before = draws(batch["index"])
-    after = draws(batch["index"], dataclasses.replace(EVERYTHING, **changed))
+    before = jax.tree.map(np.asarray, quick_draws(batch["index"]))
+    recipe = dataclasses.replace(EVERYTHING, **changed)
+    after = jax.tree.map(np.asarray, quick_draws(batch["index"], recipe))
     for name in views.ViewDraw._fields:
         same = all(
             jax.tree.leaves(
@@ -188,7 +202,7 @@ def test_one_operation_leaves_the_draws_of_the_others_alone(batch, changed, fiel
 
 def test_shares_of_the_asymmetric_recipe():
     n = 4000
-    first, second = (draws(jnp.arange(n, dtype=jnp.int32), recipe) for recipe in byol(224))
+    first, second = (quick_draws(np.arange(n, dtype=np.int32), recipe) for recipe in byol(224))
     shares = [
         (0.5, first.flipped),
         (0.8, first.jittered),
@@ -207,26 +221,27 @@ def test_shares_of_the_asymmetric_recipe():
 
 def test_a_view_is_its_operations_one_after_the_other(batch):
     images = views.to_float(batch["image"])
-    drawn = draws(batch["index"])
+    drawn = jax.tree.map(np.asarray, draws(batch["index"]))
     seen = make(batch, EVERYTHING).images[0]
-    crop = jax.jit(
+    crop = quick_jit(
         lambda image, box: resized_crop(image, box, 16, filter="bicubic", antialias=True)
     )
-    jitter, blur = jax.jit(ops.color_jitter), jax.jit(ops.gaussian_blur, static_argnums=2)
+    jitter, blur = at_once(ops.color_jitter), at_once(ops.gaussian_blur)
+    images, seen = np.asarray(images), np.asarray(seen)
     done = dict.fromkeys(("flipped", "jittered", "grayscaled", "blurred", "solarized"), 0)
     for i in range(N):
         d = jax.tree.map(lambda leaf, i=i: leaf[i], drawn)
         image = crop(images[i], d.box)
         if d.flipped:
-            image = image[:, ::-1]
+            image = np.asarray(image)[:, ::-1]
         if d.jittered:
             image = jitter(image, d.jitter)
         if d.grayscaled:
-            image = ops.grayscale(image)
+            image = at_once(ops.grayscale)(image)
         if d.sigma > 0:
             image = blur(image, d.sigma, 5)
         if d.solarized:
-            image = ops.solarize(image, 0.5)
+            image = at_once(ops.solarize)(image, 0.5)
         np.testing.assert_allclose(seen[i], image, atol=2e-6)
         due = (d.flipped, d.jittered, d.grayscaled, d.sigma > 0, d.solarized)
         for name, flag in zip(done, due, strict=True):
@@ -335,17 +350,19 @@ def test_multi_crop_is_two_large_views_and_many_small_ones(batch):
         recipes = PRESETS[name](224)
         assert [view.size for view in recipes] == [224] * 2 + [96] * number
         assert [view.crop_scale for view in recipes] == [large] * 2 + [small] * number
-    made = make(batch, *(dataclasses.replace(view, jitter_p=0.0) for view in PRESETS[name](14)))
-    assert [image.shape[1] for image in made.images] == [14] * 2 + [6] * 8
-    areas = [np.prod(box[:, 2:] - box[:, :2], axis=1) / SIDE**2 for box in np.array(made.boxes)]
+    recipes = PRESETS[name](14)
+    assert [view.size for view in recipes] == [14] * 2 + [6] * 8
+    # Of two large and two small ones, and without the images: these take the compilation.
+    boxes = np.array(quick_jit(lambda batch: _made(batch, 0, recipes[:4]).boxes)(batch))
+    areas = [np.prod(box[:, 2:] - box[:, :2], axis=1) / SIDE**2 for box in boxes]
     assert np.max(areas[2:]) < 0.45
     assert np.min(areas[:2]) > 0.35
-    assert len({box.tobytes() for box in np.array(made.boxes)}) == 10
+    assert len({box.tobytes() for box in boxes}) == 4
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_makes_views(batch, name):
-    made = jax.eval_shape(lambda batch: make(batch, *PRESETS[name](16)), batch)
+    made = jax.eval_shape(lambda batch: _made(batch, 0, PRESETS[name](16)), batch)
     assert [image.shape for image in made.images] == [
         (N, view.size, view.size, 3) for view in PRESETS[name](16)
     ]
@@ -381,7 +398,7 @@ def test_a_recipe_that_cannot_be_is_refused(field, value, message):
 
 
 def test_evaluation_view_of_the_right_size_is_the_image(batch):
-    seen = views.evaluation_view(batch["image"], batch["content"], SIDE)
+    seen = at_once(views.evaluation_view)(batch["image"], batch["content"], SIDE)
     np.testing.assert_allclose(seen, np.float64(batch["image"]) / 255, atol=1e-7)
 
 

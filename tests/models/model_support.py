@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from quick_compilation import quick_jit
 
 
 def abstract(build: Callable[[nnx.Rngs], nnx.Module]):
@@ -42,7 +43,7 @@ def forward(graph, params, rest, x, train):
     return output, nnx.split(module, nnx.Param, ...)[2]
 
 
-jitted_forward = jax.jit(forward, static_argnums=(0, 4))
+jitted_forward = quick_jit(forward, static_argnums=(0, 4))
 
 
 def weights_of(params):

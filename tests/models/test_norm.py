@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from quick_compilation import quick, quick_jit
 
 from jaxssl.errors import UserError
 from jaxssl.models.norm import BatchNorm
@@ -63,7 +64,7 @@ def test_gradient_agrees_with_finite_differences_of_the_reference():
         def loss(x):
             return jnp.sum(nnx.merge(graph, state, copy=True)(x, True) * weights)
 
-        gradient = np.asarray(jax.grad(loss)(jnp.asarray(x)))
+        gradient = np.asarray(quick_jit(jax.grad(loss))(jnp.asarray(x)))
         step = 1e-6
         for index in [(0, 0, 0, 0), (1, 1, 0, 2), (3, 0, 1, 1)]:
             up, down = x.copy(), x.copy()
@@ -140,7 +141,7 @@ def on_devices(count, groups):
     step = jax.jit(
         jax.grad(loss, argnums=(0, 1), has_aux=True), in_shardings=(replicated, rows, rows)
     )
-    compiled = step.lower(params, x, weights).compile()
+    compiled = step.lower(params, x, weights).compile(compiler_options=quick())
     arrays = (jax.device_put(params, replicated), *jax.device_put((x, weights), rows))
     return jax.tree.map(np.asarray, compiled(*arrays)), compiled.cost_analysis()["flops"]
 
@@ -149,13 +150,12 @@ def on_devices(count, groups):
 def test_device_count_changes_neither_mathematics_nor_total_work(groups):
     with jax.enable_x64(True):
         one, flops_of_one = on_devices(1, groups)
-        for count in (2, 8):
-            many, flops_of_many = on_devices(count, groups)
-            jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), many, one
-            )
-            # XLA fuses elementwise work otherwise around a collective, at most half of it twice.
-            assert flops_of_many * count < 1.6 * flops_of_one
+        many, flops_of_many = on_devices(8, groups)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), many, one
+        )
+        # XLA fuses elementwise work otherwise around a collective, at most half of it twice.
+        assert flops_of_many * 8 < 1.6 * flops_of_one
 
 
 def test_bfloat16_activations_are_normalised_by_float32_statistics():
@@ -188,7 +188,7 @@ def test_a_constant_channel_gives_beta_and_finite_gradients():
         y = nnx.merge(graph, state, copy=True)(x, True)
         return jnp.sum(y**3 + y), y
 
-    gradient, y = jax.grad(loss, has_aux=True)(x)
+    gradient, y = quick_jit(jax.grad(loss, has_aux=True))(x)
     np.testing.assert_allclose(y, 0.0, atol=1e-2)
     assert np.isfinite(gradient).all()
 
