@@ -23,6 +23,15 @@ RECIPES = pathlib.Path(__file__).parent.parent / "configs"
 _settings: list[tuple[str, ConfigDict]] = []
 
 
+def announce(text: str) -> None:
+    """What a program is about to do, at once: before anything asks for a device.
+
+    Of several processes the first says it, as their launcher numbered them.
+    """
+    if os.environ.get("JAX_PROCESS_ID", "0") == "0":
+        print(text, flush=True)
+
+
 def define_config_file() -> None:
     """Defines ``--config FILE[:key=value,...]`` and ``--config.key=value``."""
     config_flags.DEFINE_config_file("config", None, "Recipe: a file of configs/.")

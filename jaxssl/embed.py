@@ -221,6 +221,7 @@ def _main(values: flags.FlagValues) -> None:
     distributed.check_launched(values.embed.distributed, "--embed.distributed")
     if values.embed.distributed:
         distributed.initialize("--embed.distributed")
+    cli.announce(f"embedding with layer {values.embed.layer} of {run} into {out}")
     place = Place(values.data_dir, values.digits_dir)
     made = embed(run, values.step, values.embed, values.data, place)
     if jax.process_index() == 0:

@@ -385,6 +385,7 @@ def _main(values: flags.FlagValues) -> None:
     distributed.check_launched(values.probe.distributed, "--probe.distributed")
     if values.probe.distributed:
         distributed.initialize("--probe.distributed")
+    cli.announce(f"probing layer {values.probe.layer} of {run}")
     place = Place(values.data_dir, values.digits_dir)
     outcome = probe_run(
         run, values.step, values.probe, values.baselines, data=values.data, place=place

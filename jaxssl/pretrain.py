@@ -73,7 +73,7 @@ def pretrain(
     config = resolve(config)
     workdir = place(workdir)
     data = "data from Python" if sources is not None else config.data.name
-    print_first(f"pretraining {config.method.name} on {data} in {workdir}")
+    cli.announce(f"pretraining {config.method.name} on {data} in {workdir}")
     distributed.check_launched(config.run.distributed)
     if config.run.distributed:
         distributed.initialize()
@@ -401,12 +401,6 @@ def restore_or_create(
     if found := checkpoints.restore_newest(blueprint.abstract(mesh)):
         return found[1], True
     return blueprint.create(init_seed, mesh), False
-
-
-def print_first(text: str) -> None:
-    """One line at once, before anything asks for a device: process 0 is told by its launcher."""
-    if os.environ.get("JAX_PROCESS_ID", "0") == "0":
-        print(text, flush=True)
 
 
 def say(text: str) -> None:

@@ -362,6 +362,7 @@ def _write(out: pathlib.Path, png: bytes) -> None:
 def _main(values: flags.FlagValues) -> None:
     out = pathlib.Path(values.out)
     _check_out(out)
+    cli.announce(f"drawing what {values.config.method.name} would see into {out}")
     figure = preview(
         values.config,
         images=values.images,
