@@ -259,9 +259,10 @@ def announced(plan: Plan, config: ConfigDict) -> Step:
     begin = time.monotonic()
     arguments = _abstract_arguments(config, plan.blueprint, plan.source, plan.mesh)
     lowered = plan.step.lower(*arguments)
-    flops = lowered.cost_analysis()["flops"]
     compiled = lowered.compile()
-    say(f"{flops / 1e9:,.3g} GFLOPs a step, compiled in {time.monotonic() - begin:.1f} s")
+    seconds = f"compiled in {time.monotonic() - begin:.1f} s"
+    cost = lowered.cost_analysis()  # None where the backend does not count
+    say(f"{cost['flops'] / 1e9:,.3g} GFLOPs a step, {seconds}" if cost else f"step {seconds}")
     return compiled
 
 
