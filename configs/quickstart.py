@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.name = "digits"
     config.data.image_size = 8
     config.epochs = given.epochs
-    config.hyper.learning_rate.warmup_epochs = 5.0
+    config.hyper.learning_rate.warmup_epochs = min(5.0, given.epochs / 10)
     view = Augmentation(size=given.size, crop_scale=(0.4, 1.0), flip_p=0.0)
     config.views = view_group((view, view))
     view_policy(config, given.policy)

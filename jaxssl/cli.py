@@ -101,6 +101,11 @@ def _parse(argv: list[str]) -> None:
             raise UserError(
                 f"--{field[1]} must be set in a recipe: write a file of configs/ that sets it."
             ) from None
+        if group := re.search(r"flag --(config\.hyper\.\w+)=(\S+?):? .*as a ConfigDict", said):
+            raise UserError(
+                f"--{group[1]} is a schedule: give --{group[1]}.value={group[2]}, and see "
+                "jaxssl/training/schedules.py for its other fields."
+            ) from None
         raise UserError(f"{said}: --helpfull lists the flags.") from None
     except (LookupError, AttributeError, TypeError, ValueError):
         configs = dict(_settings)

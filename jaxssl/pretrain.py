@@ -7,12 +7,15 @@ needs; the same command again resumes, or says that the run is finished.
 import contextlib
 import dataclasses
 import fractions
+import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -40,7 +43,7 @@ from jaxssl.evaluation.probe_data import check_probeable
 from jaxssl.interruption import Interruption
 from jaxssl.methods import METHODS, Method, Spec
 from jaxssl.randomness import check_seed
-from jaxssl.ranges import AT_LEAST_ONE, NON_NEGATIVE, POSITIVE, Ranges, check_ranges
+from jaxssl.ranges import AT_LEAST_ONE, AT_LEAST_TWO, NON_NEGATIVE, POSITIVE, Ranges, check_ranges
 from jaxssl.reporting import MetricWriter, Progress
 from jaxssl.run_directory import claim, note_resumption, owned, place
 from jaxssl.training.loop import Cadence, EpochHook, Reporter, train
@@ -49,6 +52,7 @@ from jaxssl.training.state import Blueprint, TrainState, traced_scalars
 from jaxssl.training.step import Step, compile_step, make_epoch_hook, make_step
 
 UNSET = -1  # of init_seed and data_seed: as seed
+MAX_STEPS = 2**31  # steps are counted in int32
 
 
 def pretrain(
@@ -70,7 +74,8 @@ def pretrain(
       Interrupted: after SIGINT, SIGTERM or SIGHUP, or if nobody reads the output any more; the
         last step is saved.
     """
-    config = resolve(config)
+    with missing_in_words(config):
+        config = resolve(config)
     workdir = place(workdir)
     data = "data from Python" if sources is not None else config.data.name
     cli.announce(f"pretraining {config.method.name} on {data} in {workdir}")
@@ -78,9 +83,10 @@ def pretrain(
     if config.run.distributed:
         distributed.initialize()
     plan = make_plan(config, sources)
+    content = identity(plan.source) | {"from_python": sources is not None}
+    distributed.check_equal("the digest of config and data", same_on_all(config, content))
     for line in plan.in_words(config, sources is None):
         say(line)
-    content = identity(plan.source) | {"from_python": sources is not None}
     with (
         # Last of all, so that bad input leaves no directory behind.
         owned(workdir),
@@ -214,6 +220,7 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
     check_view_size(source, config.views.global_crops.size)
     check_distinct(source, config.batch_size)
     check_policy(config.views, config.hyper, *source.image_shape[:2])
+    check_letterbox(config.views.policy, source)
     with missing_in_words(config):
         policy = policy_of(config)
         spec = make_spec(config, source, policy)
@@ -233,7 +240,16 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
         # Traced once, so that what does not fit is refused before the directory is made.
         jax.eval_shape(step, *_abstract_arguments(config, blueprint, source, mesh))
     method = METHODS[config.method.name]
-    hooked = method.on_epoch is not Method.on_epoch
+    hook = None
+    if method.on_epoch is not Method.on_epoch:
+        hook = make_epoch_hook(
+            blueprint,
+            schedules,
+            mesh,
+            batch_size=config.batch_size,
+            learning_rate_scaling=config.optimizer.scaling,
+        )
+        jax.eval_shape(hook, blueprint.abstract(mesh), jnp.int32(0), traced_scalars(config))
     return Plan(
         mesh=mesh,
         source=source,
@@ -241,7 +257,7 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
         lacking=check_probeable(config, splits),
         blueprint=blueprint,
         step=step,
-        epoch_hook=make_epoch_hook(blueprint, schedules, mesh) if hooked else None,
+        epoch_hook=hook,
         cadence=Cadence.from_config(config.run, config.batch_size, len(source), spec.total_steps),
         evals=evals,
     )
@@ -296,7 +312,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     for name in ("init_seed", "data_seed"):
         used = "seed" if config[name] == UNSET else name
         config[name] = check_seed(f"--config.{used}", config[used])
-    check_ranges("", config, {"batch_size": AT_LEAST_ONE, "epochs": POSITIVE})
+    check_ranges("", config, {"batch_size": AT_LEAST_TWO, "epochs": POSITIVE})
     check_ranges("run", config.run, dict.fromkeys(config.run, NON_NEGATIVE))
     check_ranges("run", config.run, {"keep_last": AT_LEAST_ONE})
     method = choose("method.name", config.method.name, METHODS)
@@ -309,13 +325,24 @@ def resolve(config: ConfigDict) -> ConfigDict:
             f"--config.views.policy={config.views.policy}": policy_hyper(config.views.policy),
         },
     )
-    recipes(config.views)
+    count, takes = len(recipes(config.views)), method.VIEWS
+    if takes not in (None, count):
+        raise UserError(
+            f"--config.method.name={config.method.name} takes {takes} views and the config makes "
+            f"{count}: set --config.views.global_crops.count={takes} and no local crops."
+        )
     return config
 
 
 def absolute(folder: str) -> str:
     """Where data lie, whatever the working directory of a later start; "" stays."""
     return os.path.abspath(os.path.expanduser(folder)) if folder and "://" not in folder else folder
+
+
+def same_on_all(config: ConfigDict, data: Mapping[str, Any]) -> str:
+    """SHA-256 of what all processes of a job must agree on, in hexadecimal."""
+    told = json.dumps([config.to_dict(), {**data, "name": ""}], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def check_hyper(hyper: ConfigDict, epochs: float, readers: Mapping[str, Ranges]) -> None:
@@ -373,6 +400,11 @@ def make_spec(config: ConfigDict, source: Source, policy: Policy) -> Spec:
     hyper = Schedules.from_config(config.hyper, config.epochs, 1).at(traced_scalars(config), 0)
     views = jax.eval_shape(policy, abstract_batch(source, 1), hyper)
     total_steps = int(len(source) * config.epochs // config.batch_size)
+    if total_steps >= MAX_STEPS:
+        raise UserError(
+            f"--config.epochs={config.epochs:g} of {len(source)} images are {total_steps:.3g} "
+            f"steps, which must be fewer than {MAX_STEPS}: lower it."
+        )
     if total_steps == 0:
         raise UserError(
             f"--config.batch_size={config.batch_size} leaves no step in {config.epochs:g} epochs "
@@ -386,6 +418,21 @@ def make_spec(config: ConfigDict, source: Source, policy: Policy) -> Spec:
         total_steps=total_steps,
         steps_per_epoch=fractions.Fraction(len(source), config.batch_size),
     )
+
+
+def check_letterbox(policy: str, source: Source) -> None:
+    """Refuses a square of a share of the picture where pictures differ in aspect.
+
+    Raises:
+      UserError: naming the policy.
+    """
+    letterboxed = source.canonical is not None and source.canonical.fit == "letterbox"
+    if letterboxed and "patch_area" in policy_hyper(policy):
+        raise UserError(
+            f"--config.views.policy={policy} cuts a square of a share of the picture, which a long "
+            "one cannot hold, and --config.data.fit=letterbox keeps long pictures: use "
+            "--config.data.fit=crop."
+        )
 
 
 def finished_in_words(done: int, stop: int) -> str:

@@ -41,8 +41,9 @@ _CONFIG = "config.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy")
 
 
-MAY_CHANGE = ("run", "data.data_dir", "data.compose.digits_dir")
-"""What of a config is not the run's identity: cadence, devices, where it stops and data lie."""
+MAY_CHANGE = ("run", "evals", "data.data_dir", "data.compose.digits_dir")
+"""What of a config is not the run's identity: cadence, what is evaluated, devices, where it stops
+and data lie."""
 
 
 def run_info() -> dict[str, Any]:
@@ -135,20 +136,26 @@ def _read(workdir: str | os.PathLike[str]) -> dict[str, Any]:
             f"{workdir} is not a run directory: it has no {_CONFIG}; name the --workdir of a "
             "pretraining run."
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
-    if isinstance(content, dict):
-        form = content.get("format", 1)
-        if isinstance(form, int) and form > FORMAT:
-            raise UserError(
-                f"{path} was written by a newer jaxssl (its format is {form}, this version reads "
-                f"up to {FORMAT}): upgrade jaxssl to go on with this run or to read it."
-            )
-    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+    form = content.get("format", 1) if isinstance(content, dict) else 0
+    if isinstance(form, int) and form > FORMAT:
+        raise UserError(
+            f"{path} was written by a newer jaxssl (its format is {form}, this version reads "
+            f"up to {FORMAT}): upgrade jaxssl to go on with this run or to read it."
+        )
+    known = type(form) is int and form >= 1
+    if not known or not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise UserError(
             f"{path} is damaged: restore it from a copy, or start the run in a new directory."
         )
-    return upgrade_config(content)
+    try:
+        return upgrade_config(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} lacks what format {form} has ({type(error).__name__}: {error}): restore it "
+            "from a copy, or start the run in a new directory."
+        ) from error
 
 
 def has_config(workdir: str | os.PathLike[str]) -> bool:
@@ -262,8 +269,8 @@ def _check_same_run(
     if differences:
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(differences)}): choose "
-            "another --workdir, or undo these changes (only --config.run.* and where the data lie "
-            "may change)."
+            "another --workdir, or undo these changes (only --config.run.*, --config.evals.* and "
+            "where the data lie may change)."
         )
     info = read_info(workdir)
     before = info.get("data", {})

@@ -119,7 +119,8 @@ class RunLock:
         here = (self._me["host"], self._me["processes"])
         owner = f"process {other['pid']} on {other['host']} since {other['since']}"
         if here == (other["host"], other["processes"]):
-            if _started(other["pid"]) == other["started"]:
+            started = _started(other["pid"])
+            if started is not None and started == other["started"]:
                 raise UserError(
                     f"{self._workdir} is in use by {owner}: wait for its end or stop it first."
                 )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny import config_for
 
+from jaxssl import distributed
 from jaxssl.data.examples import array_source
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
@@ -158,11 +159,34 @@ def test_refuses_a_foreign_directory(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"hyper.temperature": 0.0}, r"--config.hyper.temperature=0.0 must be at least 1.2e-38"),
+        ({"hyper.temperature": 0.0}, r"--config.hyper.temperature=0.0 must be from 1e-06 to 1e"),
         ({"hyper.temperature": 1e-40}, r"--config.hyper.temperature=1e-40 must be"),
+        ({"hyper.temperature": 1e39}, r"--config.hyper.temperature=1e\+39 must be"),
+        ({"hyper.weight_decay": 1e39}, r"--config.hyper.weight_decay=1e\+39 must be"),
+        ({"optimizer.momentum": float("nan")}, r"--config.optimizer.momentum=nan must be from 0"),
+        ({"optimizer.groups": (("(", 1.0, True, 1.0, True),)}, r"is no regular expression"),
+        ({"optimizer.groups": ((".*", "a", True, 1.0, True),)}, r"numbers of a row of optimizer"),
+        ({"normalize.std": (float("nan"),)}, r"--config.normalize.std=\(nan,\) must be a tuple"),
+        ({"normalize.mean": ("a",)}, r"--config.normalize.mean=\('a',\) must be a tuple"),
+        (
+            {"views.global_crops.brightness": -1.0},
+            r"global_crops.brightness=-1.0 must be at least 0",
+        ),
+        (
+            {"views.global_crops.blur_sigma": (2.0, 0.1)},
+            r"blur_sigma=\(2.0, 0.1\) must be two numb",
+        ),
+        (
+            {"views.global_crops.crop_ratio": (1.0, float("inf"))},
+            r"crop_ratio=.* must be a tuple of 2",
+        ),
+        ({"views.global_crops.count": 3}, r"simclr takes 2 views and the config makes 3"),
+        ({"encoder.bn_momentum": 1.0}, r"--config.encoder.bn_momentum=1.0 must be from 0"),
+        ({"batch_size": 1}, r"--config.batch_size=1 must be at least 2"),
+        ({"epochs": 1e12}, r"--config.epochs=1e\+12 of 1294 images are 2.02e\+13 steps"),
         ({"hyper.learning_rate.value": float("nan")}, r"hyper.learning_rate.value=nan must be"),
         ({"hyper.learning_rate.end": -1.0}, r"hyper.learning_rate.end=-1.0 must be"),
-        ({"batch_size": 0}, r"--config.batch_size=0 must be at least 1"),
+        ({"batch_size": 0}, r"--config.batch_size=0 must be at least 2"),
         (
             {"batch_size": 1288, "epochs": 0.5},
             r"--config.batch_size=1288 leaves no step in 0.5 epochs",
@@ -215,6 +239,25 @@ def test_bad_values_are_refused_in_one_sentence_and_leave_nothing(tmp_path, chan
         pretrain(short(**change), workdir)
     assert "\n" not in str(caught.value)
     assert not workdir.exists()
+
+
+def test_processes_that_were_told_otherwise_are_refused(tmp_path, monkeypatch):
+    """Each would train on, with a temperature or with data of its own."""
+    asked = []
+
+    def check_equal(what, value):
+        asked.append((what, value))
+
+    monkeypatch.setattr(distributed, "check_equal", check_equal)
+    images = np.zeros((200, 8, 8, 1), np.uint8)
+    labels = {"label": np.arange(200) % 10}
+    for number, (temperature, level) in enumerate([(0.5, 0), (0.9, 0), (0.5, 1), (0.5, 0)]):
+        own = {"train": array_source("mine", Split.TRAIN, images + level, labels, num_classes=10)}
+        config = short(**{"run.stop_step": 1, "hyper.temperature": temperature})
+        pretrain(config, tmp_path / str(number), own)
+    digests = [value for what, value in asked if "config and data" in what]
+    assert digests[0] == digests[3]
+    assert len({*digests}) == 3
 
 
 def test_a_nan_loss_ends_the_run_and_keeps_the_checkpoints(tmp_path):

@@ -36,7 +36,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base_config()
     config.batch_size = given.batch
     config.epochs = given.epochs
-    config.hyper.learning_rate.warmup_epochs = 10.0
+    config.hyper.learning_rate.warmup_epochs = min(10.0, given.epochs / 10)
     config.data.name = "saturation"
     compose = config.data.compose = ConfigDict()
     compose.examples = given.examples  # images, each with an integer of its own

@@ -5,6 +5,7 @@ import dataclasses
 from jaxssl.augment.ops import HUE_SPACES, HueSpace
 from jaxssl.augment.resample import FILTERS, Filter
 from jaxssl.errors import UserError
+from jaxssl.ranges import NON_NEGATIVE, SHARE, check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +42,20 @@ class Augmentation:
           UserError: naming the field.
         """
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            if len(getattr(self, name)) != 2:
-                raise UserError(f"{name}={getattr(self, name)!r} must be two numbers.")
+            check_numbers(name, getattr(self, name), NON_NEGATIVE, 2)
         low, high = self.crop_scale
         taps = self.blur_kernel_size
+        jitter = ("brightness", "contrast", "saturation")
         probabilities = ("flip_p", "jitter_p", "grayscale_p", "blur_p", "solarize_p")
         rules = [(name, 0 <= getattr(self, name) <= 1, "from 0 to 1") for name in probabilities]
         rules += [
-            ("size", self.size > 0, "positive"),
+            ("size", isinstance(self.size, int) and self.size > 0, "a whole number above 0"),
+            ("blur_sigma", self.blur_sigma[0] <= self.blur_sigma[1], "two numbers in order"),
+            *(
+                (name, NON_NEGATIVE.holds(getattr(self, name)), str(NON_NEGATIVE))
+                for name in jitter
+            ),
+            ("solarize_threshold", SHARE.holds(self.solarize_threshold), str(SHARE)),
             ("crop_scale", 0 < low <= high <= 1, "two fractions above 0 and up to 1, in order"),
             ("crop_ratio", 0 < self.crop_ratio[0] <= self.crop_ratio[1], "positive and in order"),
             ("crop_filter", self.crop_filter in FILTERS, f"one of {', '.join(FILTERS)}"),
@@ -61,6 +68,7 @@ class Augmentation:
                 f"at most {2 * self.size - 1}, what the border of a view of {self.size} mirrors",
             ),
         ]
+        rules += [(name, NON_NEGATIVE.holds(getattr(self, name)), "at least 0") for name in jitter]
         for name, holds, rule in rules:
             if not holds:
                 raise UserError(f"{name}={getattr(self, name)!r} must be {rule}.")

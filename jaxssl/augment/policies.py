@@ -33,7 +33,17 @@ from jaxssl.augment.views import (
 from jaxssl.corruptions.apply import Corruptor
 from jaxssl.errors import UserError, choose
 from jaxssl.randomness import check_seed
-from jaxssl.ranges import NON_NEGATIVE, SHARE, Range, Ranges, check_ranges, values_of
+from jaxssl.ranges import (
+    ANY,
+    NON_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Range,
+    Ranges,
+    check_numbers,
+    check_ranges,
+    values_of,
+)
 
 Batch = Mapping[str, Any]
 Hyper = Mapping[str, Any]
@@ -317,11 +327,11 @@ def make_finisher(corruption: ConfigDict, normalize_by: ConfigDict, randbit: Con
       UserError: if there is no such corruption, or a number is out of range.
     """
     corruptor = Corruptor.from_config(corruption)
+    check_numbers("--config.normalize.mean", normalize_by.mean, ANY)
+    check_numbers("--config.normalize.std", normalize_by.std, POSITIVE)
     mean, std = tuple(normalize_by.mean), tuple(normalize_by.std)
-    if 0 in std:
-        raise UserError(f"--config.normalize.std={std} must have no 0: images are divided by it.")
     check_ranges("randbit", randbit, {"num_bits": Range(0, bits.MAX_BITS, low_included=True)})
-    check_seed("randbit.seed", randbit.seed)
+    check_seed("--config.randbit.seed", randbit.seed)
 
     def finish(images: Array, batch: Batch, view: int) -> Float[Array, "b h w c"]:
         if corruptor.after_augmentation:

@@ -102,7 +102,8 @@ def augment_view(
     if channels != 3 and (augmentation.jitter_p > 0 or augmentation.grayscale_p > 0):
         raise UserError(
             f"colour jitter and grayscale need RGB images, 3 channels, and these have {channels}: "
-            "set jitter_p=0 and grayscale_p=0 in the augmentation."
+            "set --config.views.global_crops.jitter_p=0 and "
+            "--config.views.global_crops.grayscale_p=0 (likewise of local_crops)."
         )
     drawn = jax.vmap(lambda key, part: draw_view(key, part[0], part[1], augmentation))(
         keys, content
@@ -306,8 +307,8 @@ def normalize(
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (0, channels):
             raise UserError(
-                f"{name} has {len(values)} values for images of {channels} channels: give one a "
-                "channel, or () for none."
+                f"--config.normalize.{name} has {len(values)} values for images of {channels} "
+                "channels: give one a channel, or () for none."
             )
     if mean:
         images = images - jnp.array(mean, dtype=jnp.float32)

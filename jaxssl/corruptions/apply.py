@@ -75,7 +75,7 @@ class Corruptor:
                 f"corruption {group.name} runs on the host alone, before augmentation: use "
                 "corruption.order=corrupt_aug or no_aug."
             )
-        return cls(corruption, check_seed("corruption.seed", group.seed), order)
+        return cls(corruption, check_seed("--config.corruption.seed", group.seed), order)
 
     @property
     def after_augmentation(self) -> bool:

@@ -88,11 +88,13 @@ class Method(nnx.Module):
     Attributes:
       HYPER: the scalars that the method reads from ``hyper``, with their ranges.
       SETTINGS: the numbers that it reads from ``config.method``, with their ranges.
+      VIEWS: how many views it takes; None: any number.
       encoder: the encoder that probes look at.
     """
 
     HYPER: ClassVar[Ranges] = {}
     SETTINGS: ClassVar[Ranges] = {}
+    VIEWS: ClassVar[int | None] = None
 
     def __init__(self, config: ConfigDict, encoder: Encoder, spec: Spec, rngs: nnx.Rngs):
         """Keeps the encoder; a subclass builds what else it needs.
@@ -116,7 +118,7 @@ class Method(nnx.Module):
         raise NotImplementedError
 
     def watched(self, embeddings: Any) -> tuple[Float[Array, "..."], ...]:
-        """The embeddings whose spread tells a collapse, arrays [..., D]; none by default."""
+        """The embeddings whose spread tells a collapse, a tuple of arrays [..., D]; empty here."""
         return ()
 
     def after_update(self, hyper: Hyper) -> None:

@@ -26,7 +26,7 @@ from jaxssl.methods.method import (
 from jaxssl.methods.queue import Queue
 from jaxssl.models import Encoder
 from jaxssl.models.heads import build_head
-from jaxssl.ranges import AT_LEAST_ONE, POSITIVE, SHARE, Ranges
+from jaxssl.ranges import AT_LEAST_ONE, SHARE, TEMPERATURE, Ranges
 
 
 class MoCo(Method):
@@ -40,8 +40,9 @@ class MoCo(Method):
     Reads ``hyper["temperature"]`` and ``hyper["ema"]``, the teacher's decay a step.
     """
 
-    HYPER: ClassVar[Ranges] = {"temperature": POSITIVE, "ema": SHARE}
+    HYPER: ClassVar[Ranges] = {"temperature": TEMPERATURE, "ema": SHARE}
     SETTINGS: ClassVar[Ranges] = {"queue_size": AT_LEAST_ONE}
+    VIEWS: ClassVar[int | None] = 2
 
     def __init__(self, config: ConfigDict, encoder: Encoder, spec: Spec, rngs: nnx.Rngs):
         self.symmetric = config.symmetric

@@ -21,7 +21,7 @@ from jaxssl.methods.method import (
 )
 from jaxssl.models import Encoder
 from jaxssl.models.heads import build_head
-from jaxssl.ranges import POSITIVE, Ranges
+from jaxssl.ranges import TEMPERATURE, Ranges
 
 
 class SimCLR(Method):
@@ -30,7 +30,8 @@ class SimCLR(Method):
     Reads ``hyper["temperature"]``.
     """
 
-    HYPER: ClassVar[Ranges] = {"temperature": POSITIVE}
+    HYPER: ClassVar[Ranges] = {"temperature": TEMPERATURE}
+    VIEWS: ClassVar[int | None] = 2
 
     def __init__(self, config: ConfigDict, encoder: Encoder, spec: Spec, rngs: nnx.Rngs):
         super().__init__(config, encoder, spec, rngs)

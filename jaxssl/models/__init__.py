@@ -12,7 +12,7 @@ from jaxssl.models.heads import ProjectionHead, build_head
 from jaxssl.models.layers import LayerSettings
 from jaxssl.models.norm import BatchNorm
 from jaxssl.models.resnet import ResNet
-from jaxssl.ranges import AT_LEAST_ONE, POSITIVE, SHARE, check_ranges
+from jaxssl.ranges import AT_LEAST_ONE, MOMENTUM, POSITIVE, check_ranges
 
 __all__ = [
     "ENCODERS",
@@ -31,7 +31,7 @@ __all__ = [
 # What every encoder reads from its group, besides names.
 SETTINGS = {
     "width": AT_LEAST_ONE,
-    "bn_momentum": SHARE,
+    "bn_momentum": MOMENTUM,
     "bn_epsilon": POSITIVE,
     "bn_groups": AT_LEAST_ONE,
 }

@@ -23,13 +23,13 @@ from jaxssl.errors import UserError, choose
 from jaxssl.models.encoder import Encoder
 from jaxssl.models.layers import LayerSettings
 from jaxssl.models.norm import BatchNorm, at_least_float32
-from jaxssl.ranges import AT_LEAST_ONE, NON_NEGATIVE, POSITIVE, SHARE, check_ranges
+from jaxssl.ranges import AT_LEAST_ONE, MOMENTUM, NON_NEGATIVE, POSITIVE, check_ranges
 
 SETTINGS = {
     "num_layers": AT_LEAST_ONE,
     "hidden_dim": NON_NEGATIVE,
     "out_dim": AT_LEAST_ONE,
-    "bn_momentum": SHARE,
+    "bn_momentum": MOMENTUM,
     "bn_epsilon": POSITIVE,
     "bn_groups": AT_LEAST_ONE,
 }
@@ -142,7 +142,7 @@ class ProjectionHead(nnx.Module):
             )
         self.in_dim, self.out_dim = in_dim, out_dim
         self.compute_dtype = settings.compute_dtype
-        dense_init = choose("head.init", init, DENSE_INITS)
+        dense_init = choose("method.head.init", init, DENSE_INITS)
         hidden = [hidden_dim or in_dim] * (num_layers - 1)
         sizes = [in_dim, *hidden, out_dim]
 
@@ -163,7 +163,9 @@ class ProjectionHead(nnx.Module):
         )
         self.hidden_norms = nnx.List([settings.norm(size) for size in hidden if hidden_norm])
         self.output = dense(sizes[-2], out_dim, output_bias)
-        self.output_norm = choose("head.output_norm", output_norm, OUTPUT_NORMS)(settings, out_dim)
+        self.output_norm = choose("method.head.output_norm", output_norm, OUTPUT_NORMS)(
+            settings, out_dim
+        )
 
     def __call__(self, x: Float[Array, "b d"], train: bool, views: int = 1) -> Float[Array, "b k"]:
         """Projects features.

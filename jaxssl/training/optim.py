@@ -24,7 +24,14 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from jaxssl.errors import UserError, choose
-from jaxssl.ranges import NON_NEGATIVE, check_ranges
+from jaxssl.ranges import (
+    MOMENTUM,
+    NON_NEGATIVE,
+    POSITIVE,
+    Ranges,
+    check_numbers,
+    check_ranges,
+)
 
 Scalar = Float[Array, ""] | float
 
@@ -94,6 +101,14 @@ def assign_groups(groups: Sequence[Sequence], params: Any) -> dict[str, Paramete
                 f"a row of optimizer.groups is {tuple(row)!r}: give "
                 f"({', '.join(ParameterGroup._fields)})."
             )
+        check_numbers("the numbers of a row of optimizer.groups", (row[1], row[3]), NON_NEGATIVE)
+        try:
+            re.compile(row[0])
+        except (re.error, TypeError) as error:
+            raise UserError(
+                f"the pattern {row[0]!r} of optimizer.groups is no regular expression ({error}): "
+                "correct it."
+            ) from error
     rows = [ParameterGroup(*row) for row in groups]
     assigned: dict[str, ParameterGroup] = {}
     for path in parameter_paths(params):
@@ -274,6 +289,13 @@ def _adamw(config: ConfigDict, groups: dict[str, ParameterGroup]) -> Rule:
     return Rule(adam.init, update)
 
 
+# What each reads from its group, besides names, switches and groups.
+SETTINGS: dict[str, Ranges] = {
+    "sgd": {"momentum": MOMENTUM},
+    "lars": {"momentum": MOMENTUM, "trust_coefficient": POSITIVE},
+    "adamw": {"b1": MOMENTUM, "b2": MOMENTUM, "eps": NON_NEGATIVE},
+}
+
 OPTIMIZERS: dict[str, Callable[[ConfigDict, dict[str, ParameterGroup]], Rule]] = {
     "sgd": _sgd,
     "lars": _lars,
@@ -300,9 +322,9 @@ def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformat
     Raises:
       UserError: if a name, a group or `clip_norm` has no meaning.
     """
-    check_ranges("optimizer", config, {"clip_norm": NON_NEGATIVE})
-    groups = assign_groups(config.groups, params)
-    rule = choose("optimizer.name", config.name, OPTIMIZERS)(config, groups)
+    make = choose("optimizer.name", config.name, OPTIMIZERS)
+    check_ranges("optimizer", config, {"clip_norm": NON_NEGATIVE, **SETTINGS[config.name]})
+    rule = make(config, assign_groups(config.groups, params))
 
     def update(
         grads: Any,

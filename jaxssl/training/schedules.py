@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from jaxssl.errors import UserError, choose
-from jaxssl.ranges import Range, is_schedule, values_of
+from jaxssl.ranges import NON_NEGATIVE, Range, is_schedule, values_of
 
 TRACED = ("warmup_from", "value", "end")
 FIELDS = (*TRACED, "warmup_epochs", "shape", "granularity")
@@ -71,9 +71,9 @@ def check_schedule(name: str, leaf: Any, allowed: Range, epochs: float) -> None:
             )
         choose(f"hyper.{name}.shape", leaf["shape"], SHAPES)
         choose(f"hyper.{name}.granularity", leaf["granularity"], GRANULARITIES)
-        if not 0.0 <= leaf["warmup_epochs"] < epochs:
+        if not NON_NEGATIVE.holds(leaf["warmup_epochs"]) or leaf["warmup_epochs"] >= epochs:
             raise UserError(
-                f"--config.hyper.{name}.warmup_epochs={leaf['warmup_epochs']:g} of {epochs:g} "
+                f"--config.hyper.{name}.warmup_epochs={leaf['warmup_epochs']} of {epochs:g} "
                 "epochs must be at least 0 and less than --config.epochs."
             )
     for field, value in values_of(leaf).items():
@@ -128,7 +128,9 @@ class Schedules:
         moved = GRANULARITIES[granularity](epoch, whole)
         progress = jnp.clip((moved - warmup) / (self.epochs - warmup), 0.0, 1.0)
         share = SHAPES[shape](progress)
-        value = leaf["end"] + (leaf["value"] - leaf["end"]) * share
+        value = leaf["value"]
+        if shape != "constant":
+            value = value * share + leaf["end"] * (1.0 - share)
         if warmup == 0.0:
             return value
         rising = leaf["warmup_from"] + (leaf["value"] - leaf["warmup_from"]) * (epoch / warmup)

@@ -43,7 +43,9 @@ def loss_and_gradient(
         method = merge(graph, params, state.rest)
         embeddings = method.embed(views, keys)
         loss, metrics = method.objective(embeddings, views, key, hyper)
-        return loss, (metrics | _spread(method, embeddings), split(method)[2])
+        metrics = metrics | _spread(method, embeddings)
+        _check_metrics(metrics)
+        return loss, (metrics, split(method)[2])
 
     (loss, (metrics, rest)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     return loss, metrics, gradient, rest
@@ -60,8 +62,24 @@ def embedding_keys(views: Views, step: Int[Array, ""] | int, hyper: Mapping[str,
 
 
 def _spread(method: Method, embeddings: Any) -> Metrics:
-    stds = [feature_std(z.reshape(-1, z.shape[-1])) for z in method.watched(embeddings)]
+    watched = method.watched(embeddings)
+    if not isinstance(watched, tuple):
+        raise TypeError(f"{type(method).__name__}.watched must return a tuple of arrays.")
+    stds = [feature_std(z.reshape(-1, z.shape[-1])) for z in watched]
     return {"embedding_std": jnp.stack(stds).mean()} if stds else {}
+
+
+STEP_METRICS = ("loss", "learning_rate", "gradient_norm")
+
+
+def _check_metrics(metrics: Metrics) -> None:
+    """Raises ValueError for what cannot be logged: an author hears of it before training."""
+    for name, value in metrics.items():
+        if name in STEP_METRICS or jnp.shape(value) != ():
+            raise ValueError(
+                f"The metric {name!r} of a method has shape {jnp.shape(value)}: it must be a "
+                f"scalar with a name other than {', '.join(STEP_METRICS)}."
+            )
 
 
 def make_step(
@@ -88,11 +106,8 @@ def make_step(
       method's own.
     """
 
-    def scaled(rate: Scalar) -> Scalar:
-        return scaled_learning_rate(rate, batch_size, learning_rate_scaling)
-
     def step(state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, Metrics]:
-        hyper = hyper | {"learning_rate": jax.tree.map(scaled, hyper["learning_rate"])}
+        hyper = _scaled(hyper, batch_size, learning_rate_scaling)
         now = schedules.at(hyper, state.step)
         views = policy(batch, now)
         loss, metrics, gradient, rest = loss_and_gradient(blueprint.graph, state, views, now)
@@ -117,6 +132,15 @@ def make_step(
     return step
 
 
+def _scaled(hyper: Hyper, batch_size: int, scaling: str) -> Hyper:
+    """``hyper`` with the learning rate, or all values of its schedule, for the batch size."""
+
+    def scaled(rate: Scalar) -> Scalar:
+        return scaled_learning_rate(rate, batch_size, scaling)
+
+    return hyper | {"learning_rate": jax.tree.map(scaled, hyper["learning_rate"])}
+
+
 def _constant(leaf: Array | Mapping[str, Array]) -> Array:
     """What a leaf of ``hyper`` is where its schedule is not followed."""
     return leaf["value"] if isinstance(leaf, Mapping) else leaf
@@ -134,11 +158,20 @@ def compile_step(step: Step, mesh: Mesh) -> Step:
 
 
 def make_epoch_hook(
-    blueprint: Blueprint, schedules: Schedules, mesh: Mesh
+    blueprint: Blueprint,
+    schedules: Schedules,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    learning_rate_scaling: str,
 ) -> Callable[[TrainState, Int[Array, ""], Hyper], TrainState]:
-    """`Method.on_epoch` as a jitted function of (state, epoch, hyper) on the mesh."""
+    """`Method.on_epoch` as a jitted function of (state, epoch, hyper) on the mesh.
+
+    Arguments as of `make_step`.
+    """
 
     def hook(state: TrainState, epoch: Int[Array, ""], hyper: Hyper) -> TrainState:
+        hyper = _scaled(hyper, batch_size, learning_rate_scaling)
         method = merge(blueprint.graph, state.params, state.rest)
         key = step_key(hyper["init_seed"], Purpose.EPOCH, epoch)
         method.on_epoch(epoch, key, schedules.at(hyper, state.step))

@@ -99,7 +99,9 @@ def test_epoch_hook(monkeypatch):
     monkeypatch.setitem(METHODS, "simclr", CountsEpochs)
     run = Run(config_for("simclr"))
     mesh = data_mesh(2)
-    hook = make_epoch_hook(run.blueprint, run.schedules, mesh)
+    hook = make_epoch_hook(
+        run.blueprint, run.schedules, mesh, batch_size=64, learning_rate_scaling="linear"
+    )
     hyper = traced_scalars(run.config)
     state = run.blueprint.create(0, mesh)
     state = hook(state, jnp.int32(2), hyper)
@@ -108,7 +110,7 @@ def test_epoch_hook(monkeypatch):
     method = merge(run.blueprint.graph, state.params, state.rest)
     assert int(method.seen[...]) == 34
     assert float(method.drawn[...]) != first
-    assert float(method.rate[...]) == pytest.approx(run.config.hyper.learning_rate.value)
+    assert float(method.rate[...]) == pytest.approx(run.config.hyper.learning_rate.value / 4)
 
 
 def test_the_loop_calls_the_hook_once_an_epoch_and_a_resumed_run_does_not_call_it_again(

@@ -44,6 +44,11 @@ def test_what_dino_moves():
     assert [temperature(step) for step in steps] == pytest.approx([0.04, 0.055, 0.07, 0.07, 0.07])
 
 
+def test_a_constant_does_not_look_at_its_end_and_small_values_do_not_vanish():
+    assert scalar(schedule(0.1, end=1e30, shape="constant"))(7) == pytest.approx(0.1)
+    assert scalar(schedule(1e-9, end=1.0, shape="linear"))(0) == pytest.approx(1e-9)
+
+
 def test_linear_decay_at_its_key_points():
     rate = scalar(schedule(1.0, end=0.1, shape="linear", warmup_epochs=2.5))
     values = [rate(step) for step in (25, 60, 95, 200, 300)]
@@ -79,7 +84,7 @@ def test_impossible_schedules_are_refused():
         (schedule(0.1, warmup_epochs=20.0), "hyper.x.warmup_epochs=20 of 20 epochs must be"),
         (schedule(0.1, shape="steps"), "--config.hyper.x.shape=steps is unknown"),
         (schedule(0.1, granularity="day"), "--config.hyper.x.granularity=day is unknown"),
-        (schedule(0.0), "--config.hyper.x.value=0.0 must be at least 1.2e-38"),
+        (schedule(0.0), "--config.hyper.x.value=0.0 must be from 1.2e-38"),
         (schedule(0.1, end=float("nan")), "--config.hyper.x.end=nan must be"),
         (schedule(0.1, end=0.2, warmup_epochs=1.0), "hyper.x.warmup_from=0.0 must be"),
         (ConfigDict({"value": 1.0}), "must have exactly the fields"),
@@ -87,6 +92,9 @@ def test_impossible_schedules_are_refused():
     ]:
         with pytest.raises(UserError, match=sentence):
             check_schedule("x", leaf, POSITIVE, 20.0)
+    for odd in (None, "x", True, float("inf"), 1e39):
+        with pytest.raises(UserError, match=r"--config.hyper.x=.* must be"):
+            check_schedule("x", odd, POSITIVE, 20.0)
     # What a schedule never is, is not asked.
     check_schedule("x", schedule(0.1, shape="constant"), POSITIVE, 20.0)
     with pytest.raises(UserError, match=r"end=1.5 must be from 0 to 1"):
