@@ -313,7 +313,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
         used = "seed" if config[name] == UNSET else name
         config[name] = check_seed(f"--config.{used}", config[used])
     check_ranges("", config, {"batch_size": AT_LEAST_TWO, "epochs": POSITIVE})
-    check_ranges("run", config.run, dict.fromkeys(config.run, NON_NEGATIVE))
+    numbers = [name for name, value in config.run.items() if not isinstance(value, bool)]
+    check_ranges("run", config.run, dict.fromkeys(numbers, NON_NEGATIVE))
     check_ranges("run", config.run, {"keep_last": AT_LEAST_ONE})
     method = choose("method.name", config.method.name, METHODS)
     check_hyper(

@@ -71,14 +71,14 @@ def test_the_exit_status_says_what_ended_it():
 
 def test_settings_without_a_file_are_refused_in_a_sentence_too(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "jaxssl.linear_probe", "--run", tmp_path, "--probe.protocol=dino"],
+        [sys.executable, "-m", "jaxssl.linear_probe", "--run", tmp_path, "--probe.protocoll=dino"],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: probe has no 'protocol': it has ")
+    assert done.stderr.startswith("error: probe has no 'protocoll': ")
     assert len(done.stderr.splitlines()) == 1
 
 

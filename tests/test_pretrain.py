@@ -170,15 +170,15 @@ def test_refuses_a_foreign_directory(tmp_path):
         ({"normalize.mean": ("a",)}, r"--config.normalize.mean=\('a',\) must be a tuple"),
         (
             {"views.global_crops.brightness": -1.0},
-            r"global_crops.brightness=-1.0 must be at least 0",
+            r"brightness=-1.0 must be at least 0",
         ),
         (
             {"views.global_crops.blur_sigma": (2.0, 0.1)},
-            r"blur_sigma=\(2.0, 0.1\) must be two numb",
+            r"sigma=\(2.0, 0.1\) must be two numb",
         ),
         (
             {"views.global_crops.crop_ratio": (1.0, float("inf"))},
-            r"crop_ratio=.* must be a tuple of 2",
+            r"ratio=.* must be a tuple of 2",
         ),
         ({"views.global_crops.count": 3}, r"simclr takes 2 views and the config makes 3"),
         ({"encoder.bn_momentum": 1.0}, r"--config.encoder.bn_momentum=1.0 must be from 0"),
@@ -205,7 +205,7 @@ def test_refuses_a_foreign_directory(tmp_path):
             {"evals.knn.layer": "logits"},
             r"--config.evals.knn.layer=logits is unknown.*head1, pooled, proj",
         ),
-        ({"hyper.learning_rate.warmup_epochs": 9.0}, r"rate.warmup_epochs=9 of 4 epochs must be"),
+        ({"hyper.learning_rate.warmup_epochs": 9.0}, r"rate.warmup_epochs=9.0 of 4 epochs must"),
         ({"optimizer.name": "sgdd"}, r"optimizer.name"),
         ({"encoder.name": "resnet99"}, r"encoder.name"),
         ({"encoder.name": "resnet18"}, r"config.encoder has no 'stem', which its name='resnet18'"),

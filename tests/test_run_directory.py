@@ -86,12 +86,16 @@ def test_a_damaged_config_is_one_sentence(tmp_path, text):
 def test_a_config_of_a_newer_format_is_left_as_it_is(tmp_path, rest):
     text = f'{{"format": {FORMAT + 1}, {rest}}}'
     (tmp_path / "config.json").write_text(text)
-    for meet in (read_config, lambda run: claim(run, example(), {})):
+    for meet in (read_config, lambda run: claim(run, example(), {}, {})):
         with pytest.raises(UserError, match=r"config\.json was written by a newer jaxssl"):
             meet(tmp_path)
     assert (tmp_path / "config.json").read_text() == text
-    (tmp_path / "config.json").write_text('{"format": "x"}')
-    with pytest.raises(UserError, match="is damaged"):
+    for form in ('"x"', '"2"', "null", "[2]", "0", "-1", "1.5", "true"):
+        (tmp_path / "config.json").write_text(f'{{"format": {form}, "config": {{}}}}')
+        with pytest.raises(UserError, match="is damaged"):
+            read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"config": {"hyper": {}}}')
+    with pytest.raises(UserError, match=r"lacks what format 1 has \(KeyError: 'schedule'\)"):
         read_config(tmp_path)
 
 
