@@ -26,6 +26,8 @@ class Range(NamedTuple):
         """The end of a sentence: "must be ..."."""
         if self.high == math.inf:
             return f"{'at least' if self.low_included else 'above'} {self.low:g}"
+        if self.low_included and self.high > 1e30:
+            return f"at least {self.low:g} and at most {self.high:g}"
         if self.low_included:
             return f"from {self.low:g} to {self.high:g}"
         return f"above {self.low:g} and at most {self.high:g}"
@@ -57,7 +59,7 @@ def is_schedule(leaf: Any) -> bool:
     return isinstance(leaf, Mapping | ConfigDict)
 
 
-def values_of(leaf: Any) -> dict[str, float | int]:
+def values_of(leaf: Any) -> dict[str, Any]:
     """The values that a leaf of ``config.hyper`` takes: ``""`` a number's, or a schedule's ends."""
     if not is_schedule(leaf):
         return {"": leaf}

@@ -209,7 +209,7 @@ def test_refuses_a_foreign_directory(tmp_path):
         ({"optimizer.name": "sgdd"}, r"optimizer.name"),
         ({"encoder.name": "resnet99"}, r"encoder.name"),
         ({"encoder.name": "resnet18"}, r"config.encoder has no 'stem', which its name='resnet18'"),
-        ({"optimizer.name": "adamw"}, r"config.optimizer has no 'b1', which its name='adamw' read"),
+        ({"optimizer.name": "adamw"}, r"config.optimizer has no 'b1', which is read"),
         (
             {"method.name": "moco_v2"},
             r"config.hyper has no ema, which --config.method.name=moco_v2",

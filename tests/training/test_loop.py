@@ -18,6 +18,7 @@ from jaxssl.checkpoint import CheckpointReader
 from jaxssl.distributed import data_mesh
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
+from jaxssl.evaluation.probe_data import data_settings
 from jaxssl.interruption import Interrupted, Interruption
 from jaxssl.methods import METHODS
 from jaxssl.methods.method import Bank
@@ -235,7 +236,7 @@ def test_finished_reads_well_where_fewer_steps_are_asked_for(undisturbed, capsys
     assert "is finished: it has 8 steps and --config.run.stop_step asks for 3." in said
 
 
-def test_a_probe_prints_before_it_writes(undisturbed, monkeypatch, capsys):
+def test_a_probe_prints_before_it_writes(undisturbed, capsys):
     (undisturbed / "evaluations").touch()  # where a directory should be
     settings = probe.default_config()
     settings.update_from_flattened_dict({"sgd.epochs": 0, "lbfgs.l2_grid": (0.1,)})
@@ -243,9 +244,12 @@ def test_a_probe_prints_before_it_writes(undisturbed, monkeypatch, capsys):
     flags.DEFINE_string("run", str(undisturbed), "", flag_values=values)
     flags.DEFINE_integer("step", None, "", flag_values=values)
     flags.DEFINE_bool("baselines", False, "", flag_values=values)
-    config_flags.DEFINE_config_dict("probe", settings, flag_values=values, sys_argv=[""])
+    settings.protocol = "none"
+    flags.DEFINE_string("data_dir", "", "", flag_values=values)
+    flags.DEFINE_string("digits_dir", "", "", flag_values=values)
+    for name, group in (("probe", settings), ("data", data_settings())):
+        config_flags.DEFINE_config_dict(name, group, flag_values=values, sys_argv=[""])
     values.mark_as_parsed()
-    monkeypatch.setattr(linear_probe, "check_neighbours", lambda *_: None)
     with pytest.raises((NotADirectoryError, FileExistsError)) as caught:
         linear_probe._main(values)
     assert "Top-1 on 360 test images" in capsys.readouterr().out

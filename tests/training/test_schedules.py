@@ -84,7 +84,7 @@ def test_impossible_schedules_are_refused():
         (schedule(0.1, warmup_epochs=20.0), "hyper.x.warmup_epochs=20.0 of 20 epochs must"),
         (schedule(0.1, shape="steps"), "--config.hyper.x.shape=steps is unknown"),
         (schedule(0.1, granularity="day"), "--config.hyper.x.granularity=day is unknown"),
-        (schedule(0.0), "--config.hyper.x.value=0.0 must be from 1.2e-38"),
+        (schedule(0.0), "--config.hyper.x.value=0.0 must be at least 1.2e-38"),
         (schedule(0.1, end=float("nan")), "--config.hyper.x.end=nan must be"),
         (schedule(0.1, end=0.2, warmup_epochs=1.0), "hyper.x.warmup_from=0.0 must be"),
         (ConfigDict({"value": 1.0}), "must have exactly the fields"),
