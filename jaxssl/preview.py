@@ -76,7 +76,7 @@ def preview(
       UserError: for whatever the user can mend.
     """
     config = resolve(config)
-    make_variants = None if sweep is None else choose("sweep", sweep, SWEEPS)
+    make_variants = None if sweep is None else choose("--sweep", sweep, SWEEPS)
     if epoch < 0:
         raise UserError(f"--epoch={epoch} must be 0 or more.")
     source = _open(config, split, sources)

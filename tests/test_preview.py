@@ -252,9 +252,9 @@ def test_targets_in_words():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"images": 0}, "images=0 .* give 1 to 40"),
-        ({"images": 41}, "images=41 .* give 1 to 40"),
-        ({"sweep": "colour"}, "sweep='colour' is unknown: choose one of corruption, policy"),
+        ({"images": 0}, "--images=0 .* must be 1 to 40"),
+        ({"images": 41}, "--images=41 .* must be 1 to 40"),
+        ({"sweep": "colour"}, "--sweep=colour is unknown: choose one of corruption, policy"),
         ({"epoch": -1}, "epoch=-1"),
         ({"split": "test"}, "'test'"),
     ],
@@ -289,4 +289,4 @@ def test_program_refuses_in_one_sentence(tmp_path):
     command += ["--out", str(tmp_path / "gallery.png"), "--sweep=colour"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == ("error: sweep='colour' is unknown: choose one of corruption, policy.\n")
+    assert done.stderr == ("error: --sweep=colour is unknown: choose one of corruption, policy.\n")

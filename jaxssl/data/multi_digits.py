@@ -223,8 +223,8 @@ def multi_digits(
       UserError: if the digits do not fit, or ``base`` is not as above.
     """
     digits, classes = digit_pool(base)
-    choose("placement", placement, PLACEMENTS)
-    choose("combine", combine, COMBINATIONS)
+    choose("data.compose.placement", placement, PLACEMENTS)
+    choose("data.compose.combine", combine, COMBINATIONS)
     if not 1 <= count <= MAX_DIGITS:
         raise UserError(f"count={count} digits on a canvas: choose from 1 to {MAX_DIGITS}.")
     if len(sizes) not in (1, count):

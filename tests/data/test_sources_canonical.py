@@ -169,7 +169,7 @@ def test_batches_say_where_the_picture_is(data_config, folder):
 
 
 def test_fits_that_do_not_go_together_are_refused(data_config, folder):
-    with pytest.raises(UserError, match=r"--config\.data\.fit='stretch' is unknown"):
+    with pytest.raises(UserError, match=r"--config\.data\.fit=stretch is unknown"):
         load(data_config("folder", folder, 8, fit="stretch"), "train")
     config = data_config("saturation", fit="letterbox")
     config.compose = {"examples": 4, "side": 1, "bits": 3, "seed": 0}

@@ -299,7 +299,7 @@ def test_classes_that_a_set_lacks_are_refused_in_words(data_config, folder):
     for name in ("digits", "folder", "images"):
         with pytest.raises(UserError, match="lacks 100 of its 100 classes, such as 'n01558993'"):
             load(data_config(name, folder, 8, classes="imagenet100"), "train")
-    with pytest.raises(UserError, match=r"--config\.data\.classes='imagenet10' is unknown"):
+    with pytest.raises(UserError, match=r"--config\.data\.classes=imagenet10 is unknown"):
         load(data_config("folder", folder, 8, classes="imagenet10"), "train")
 
 
@@ -344,7 +344,7 @@ def test_a_set_without_any_readable_file_is_refused(data_config, tmp_path):
         (tmp_path / "train" / "a" / f"{number}.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"none of the 2 images .* first being .*0\.png"):
         load(data_config("folder", tmp_path, 8, unreadable="skip"), "train")
-    with pytest.raises(UserError, match=r"--config\.data\.unreadable='ignore' is unknown"):
+    with pytest.raises(UserError, match=r"--config\.data\.unreadable=ignore is unknown"):
         load(data_config("folder", tmp_path, 8, unreadable="ignore"), "train")
 
 
