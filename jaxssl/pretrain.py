@@ -221,6 +221,7 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
     check_distinct(source, config.batch_size)
     check_policy(config.views, config.hyper, *source.image_shape[:2])
     check_letterbox(config.views.policy, source)
+    check_views(config.method.name, len(recipes(config.views)))
     with missing_in_words(config):
         policy = policy_of(config)
         spec = make_spec(config, source, policy)
@@ -326,12 +327,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
             f"--config.views.policy={config.views.policy}": policy_hyper(config.views.policy),
         },
     )
-    count, takes = len(recipes(config.views)), method.VIEWS
-    if takes not in (None, count):
-        raise UserError(
-            f"--config.method.name={config.method.name} takes {takes} views and the config makes "
-            f"{count}: set --config.views.global_crops.count={takes} and no local crops."
-        )
+    recipes(config.views)
     return config
 
 
@@ -419,6 +415,16 @@ def make_spec(config: ConfigDict, source: Source, policy: Policy) -> Spec:
         total_steps=total_steps,
         steps_per_epoch=fractions.Fraction(len(source), config.batch_size),
     )
+
+
+def check_views(method: str, count: int) -> None:
+    """Raises UserError unless a method takes so many views."""
+    takes = METHODS[method].VIEWS
+    if takes not in (None, count):
+        raise UserError(
+            f"--config.method.name={method} takes {takes} views and the config makes {count}: set "
+            f"--config.views.global_crops.count={takes} and no local crops."
+        )
 
 
 def check_letterbox(policy: str, source: Source) -> None:

@@ -269,7 +269,8 @@ def test_program_writes(tmp_path, capsys):
     config = get_config("size=8").copy_and_resolve_references()
     values = {"config": config, "images": 2, "split": "pretrain", "epoch": 0, "sweep": None}
     unchecked(_main)(types.SimpleNamespace(out=str(out), **values))
-    assert capsys.readouterr().out == f"gallery: {out}\n"
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"drawing what simclr would see into {out}", f"gallery: {out}"]
     with PIL.Image.open(out) as picture:
         assert picture.width > 800
     (tmp_path / "folder.png").mkdir()

@@ -7,7 +7,6 @@ import numpy as np
 import PIL.Image
 import pytest
 from batches import assert_same_batch, everything
-from ml_collections import ConfigDict
 
 from jaxssl.corruptions.apply import corruption_group
 from jaxssl.data.canonical import Canonical, canonical_boxes, padded_boxes, resize
@@ -175,15 +174,15 @@ def test_fits_that_do_not_go_together_are_refused(data_config, folder):
     config.compose = {"examples": 4, "side": 1, "bits": 3, "seed": 0}
     with pytest.raises(UserError, match=r"--config\.data\.fit=letterbox is not for 'saturation'"):
         load(config, "train")
-    whole = ConfigDict({"corruption": corruption_group(), "views": {"view1": {"size": 8}}})
-    whole.corruption.name = "gamma"
+    corruption = corruption_group()
+    corruption.name = "gamma"
     source = load(data_config("folder", folder, 8, fit="letterbox"), "train")
     for order in ("corrupt_aug", "no_aug"):
-        whole.corruption.order = order
+        corruption.order = order
         with pytest.raises(UserError, match=r"name=gamma before augmentation .*fit=crop, or"):
-            corrupted(source, whole)
-    whole.corruption.order = "aug_corrupt"
-    assert corrupted(source, whole) is source
+            corrupted(source, corruption, 8)
+    corruption.order = "aug_corrupt"
+    assert corrupted(source, corruption, 8) is source
 
 
 def test_views_larger_than_the_images_are_refused_where_sizes_vary(data_config, folder):

@@ -49,7 +49,7 @@ def test_a_test_part_is_cut_from_a_set_with_only_a_train_split(data_config, fold
     assert len(load(few, "train")) == len(load(few, "pretrain")) == 6
     with pytest.raises(UserError, match=r"set --config\.data\.test_fraction"):
         load(data_config("folder", root, 8), "test")
-    with pytest.raises(UserError, match=r"test_fraction=1\.0 is no share"):
+    with pytest.raises(UserError, match=r"test_fraction=1\.0 must be a share"):
         load(data_config("folder", root, 8, test_fraction=1.0), "train")
     with pytest.raises(UserError, match=r"test_fraction=0\.05 of 18 .* at least 0\.056"):
         load(data_config("folder", root, 8, test_fraction=0.05), "test")

@@ -277,9 +277,9 @@ def test_wrong_input_and_wrong_names_are_named():
     with pytest.raises(UserError, match=r"built for images \[B, H, W, 3\], got \(2, 8, 8, 4\)"):
         jax.eval_shape(functools.partial(forward, graph, train=True), params, rest, x)
     for field in ("name", "stem", "shortcut", "kernel_init", "dtype"):
-        with pytest.raises(UserError, match=f"encoder.{field}='alexnet' is unknown"):
+        with pytest.raises(UserError, match=f"encoder.{field}=alexnet is unknown"):
             abstract(builder(config(**{field: "alexnet"})))
-    with pytest.raises(UserError, match=r"width=0 and the views' channels, 3, must be at least 1"):
+    with pytest.raises(UserError, match=r"encoder.width=0 must be at least 1"):
         abstract(builder(config(width=0)))
 
 
