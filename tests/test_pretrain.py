@@ -1,5 +1,6 @@
 """The program as a user meets it: what it refuses, resumes, and leaves behind."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,11 +12,12 @@ import pytest
 from tiny import config_for
 
 from jaxssl import distributed
+from jaxssl.data.canonical import Canonical
 from jaxssl.data.examples import array_source
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.linear_probe import linear_probe
-from jaxssl.pretrain import pretrain, resolve
+from jaxssl.pretrain import check_letterbox, pretrain, resolve
 from jaxssl.randomness import Split
 from jaxssl.reporting import read_metrics
 from jaxssl.run_directory import claim, read_config, read_info
@@ -258,6 +260,17 @@ def test_processes_that_were_told_otherwise_are_refused(tmp_path, monkeypatch):
     digests = [value for what, value in asked if "config and data" in what]
     assert digests[0] == digests[3]
     assert len({*digests}) == 3
+
+
+def test_squares_of_a_share_of_the_picture_are_refused_where_pictures_may_be_long():
+    images = np.zeros((9, 8, 8, 1), np.uint8)
+    whole = array_source("mine", Split.TRAIN, images, {})
+    long = dataclasses.replace(whole, canonical=Canonical((8, 8), "letterbox", (255, 255, 255), ()))
+    check_letterbox("overlap", long)
+    check_letterbox("patch", whole)
+    for policy in ("patch", "cutout", "cutout_blur"):
+        with pytest.raises(UserError, match=rf"policy={policy} cuts a square .*fit=crop"):
+            check_letterbox(policy, long)
 
 
 def test_a_nan_loss_ends_the_run_and_keeps_the_checkpoints(tmp_path):

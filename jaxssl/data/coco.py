@@ -126,7 +126,7 @@ def _parsed(path: pathlib.Path, modified: int, size: int) -> Annotations:
             read_bytes(path),
             object_hook=lambda found: {key: found[key] for key in _KEYS & found.keys()},
         )
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}): write it again.") from error
     try:
         return _annotations(content, path)
@@ -154,7 +154,8 @@ def _annotations(content: dict[str, Any], path: pathlib.Path) -> Annotations:
         )
     rows_of = {image["id"]: row for row, image in enumerate(images)}
     boxes, labels, rows = [], [], []
-    for annotation in content["annotations"]:
+    for place, annotation in enumerate(content["annotations"]):
+        _check_form(annotation, place, path)
         if annotation.get("iscrowd", 0):
             continue
         image, category = annotation["image_id"], annotation["category_id"]
@@ -207,6 +208,33 @@ def _relative(image: Mapping[str, Any], path: pathlib.Path) -> str:
             "folder of the images."
         )
     return name
+
+
+def _check_form(annotation: Any, place: int, path: pathlib.Path) -> None:
+    """Refuses an annotation whose fields are not there or not of their kind."""
+    if not isinstance(annotation, dict) or not {"image_id", "category_id", "bbox"} <= set(
+        annotation
+    ):
+        raise UserError(
+            f"{path} has an annotation, number {place} of the list, that lacks image_id, "
+            f"category_id or bbox ({str(annotation)[:60]}): correct or remove it."
+        )
+    box = annotation["bbox"]
+    numbers = isinstance(box, list) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in box
+    )
+    keys = annotation["image_id"], annotation["category_id"]
+    known = all(isinstance(key, int | str) and not isinstance(key, bool) for key in keys)
+    if not numbers or len(box) != 4 or not known:
+        raise UserError(
+            f"{path} has {_called(annotation)} of category id {keys[1]!r} with bbox {box!r}: ids "
+            "must be whole numbers or texts, and bbox x, y, width and height; correct or remove it."
+        )
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        raise UserError(
+            f"{path} has {_called(annotation)} with iscrowd {annotation['iscrowd']!r}: it must be "
+            "0 or 1."
+        )
 
 
 def _corners(annotation: Mapping[str, Any], path: pathlib.Path) -> tuple[float, ...]:

@@ -151,10 +151,15 @@ def _mapped(path: str) -> np.ndarray:
         return _loaded(path, os.stat(path).st_mtime_ns)
     except OSError as error:
         raise unreachable(path, error) from error
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise UserError(f"{path} is no .npy file of numbers ({error}): save it again.") from error
 
 
 @functools.lru_cache(maxsize=16)
 def _loaded(path: str, modified: int) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it holds several arrays")
+    if not array.size:
+        raise ValueError(f"its shape is {list(array.shape)}")
+    return array

@@ -52,6 +52,18 @@ def write(root, content, encode=lambda text: text.encode()):
         ("annotations", box(9, 1, [0, 0, 1, 1], 99), r"id 9 of image id 1 with category_id 99,"),
         ("annotations", box(9, 2, [5, 5, -3, 2]), r"id 9 of image id 2 with bbox \[5, 5, -3, 2\]"),
         ("annotations", box(9, 2, [5, float("nan"), 3, 2]), r"id 9 of image id 2 with bbox .*nan"),
+        ("annotations", box(9, 2, [5, 5, 3]), r"id 9 of image id 2 of category id 1 with bbox"),
+        ("annotations", box(9, 2, [5, 5, 3, 2, 1]), r"id 9 of image id 2 of category id 1 with b"),
+        ("annotations", box(9, 2, None), r"id 9 of image id 2 of category id 1 with bbox None"),
+        ("annotations", box(9, 2, {"x": 1}), r"id 9 of image id 2 of category id 1 with bbox"),
+        ("annotations", box(9, [2], [5, 5, 3, 2]), r"id 9 of image id \[2\] of category id 1"),
+        ("annotations", box(9, True, [5, 5, 3, 2]), r"id 9 of image id True of category id 1"),
+        ("annotations", {"id": 9, "image_id": 2}, r"number 2 of the list, that lacks"),
+        (
+            "annotations",
+            box(9, 2, [5, 5, 3, 2], iscrowd="0"),
+            r"image id 2 with iscrowd '0'",
+        ),
         ("annotations", box(9, 2, [5, 5, 3, float("inf")]), r"id 9 of image id 2 with bbox .*inf"),
     ],
 )
