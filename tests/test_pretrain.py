@@ -265,7 +265,9 @@ def test_processes_that_were_told_otherwise_are_refused(tmp_path, monkeypatch):
 def test_squares_of_a_share_of_the_picture_are_refused_where_pictures_may_be_long():
     images = np.zeros((9, 8, 8, 1), np.uint8)
     whole = array_source("mine", Split.TRAIN, images, {})
-    long = dataclasses.replace(whole, canonical=Canonical((8, 8), "letterbox", (255, 255, 255), ()))
+    long = dataclasses.replace(
+        whole, canonical=Canonical(size=(8, 8), fit="letterbox", background=(0, 0, 0), scale=())
+    )
     check_letterbox("overlap", long)
     check_letterbox("patch", whole)
     for policy in ("patch", "cutout", "cutout_blur"):
