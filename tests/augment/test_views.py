@@ -291,7 +291,7 @@ def test_any_channels_without_colour_operations_and_a_clear_error_with_them(batc
         dataclasses.replace(EVERYTHING, jitter_p=0.0),
         dataclasses.replace(EVERYTHING, grayscale_p=0.0),
     ):
-        with pytest.raises(UserError, match=f"these have {channels}: set jitter_p=0"):
+        with pytest.raises(UserError, match=f"these have {channels}: set --config.views.global_crops.jitter_p=0"):
             make(changed, recipe)
 
 
