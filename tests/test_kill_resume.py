@@ -35,6 +35,6 @@ def test_killed_runs_end_bit_identical(method, number, kills, undisturbed, tmp_p
     report = run_with_kills(method, killed, kills, seed=1, number=number)
     print(report)
     assert report.kills == kills
-    assert max(report.restored_from) > 0 or kills == 1
+    assert max(report.restored_from) > 0 or kills < 5  # a few may come before the first save
     assert newest(killed) == newest(whole) > max(report.restored_from)
     assert_identical(killed, whole)
