@@ -50,15 +50,12 @@ def start(method: str, workdir: pathlib.Path) -> subprocess.Popen:
     command += ["--config", f"tests/tiny_config.py:{method}"]
     command += ["--config.run.save_every_minutes=0.002"]
     with open(f"{workdir}.log", "a") as log:
-        return subprocess.Popen(
-            command,
-            cwd=HOUSE,
-            env=environment,
-            stdout=log,
-            stderr=log,
-            # A shell starts what is in its background with SIGINT ignored, and runs respect that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        # A shell starts what is in its background with SIGINT ignored, and a child inherits that.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(command, cwd=HOUSE, env=environment, stdout=log, stderr=log)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def finish(method: str, workdir: pathlib.Path) -> None:
