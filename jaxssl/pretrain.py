@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,10 +22,8 @@ from ml_collections import ConfigDict
 
 from jaxssl import cli, distributed
 from jaxssl.augment.policies import (
-    Batch,
     Policy,
     check_policy,
-    make_clean_view,
     make_finisher,
     make_policy,
     policy_hyper,
@@ -39,6 +37,7 @@ from jaxssl.data.splits import Splits
 from jaxssl.data.summary import describe
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.evals import Evaluation, make_evals
+from jaxssl.evaluation.frozen import make_test_view
 from jaxssl.evaluation.probe_data import check_probeable
 from jaxssl.interruption import Interruption
 from jaxssl.methods import METHODS, Method, Spec
@@ -228,7 +227,7 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
         blueprint = Blueprint.from_config(config.method, config.encoder, config.optimizer, spec)
         schedules = Schedules.from_config(config.hyper, config.epochs, spec.steps_per_epoch)
         evals = make_evals(
-            config.evals, blueprint, splits, clean_view_of(config), mesh, config.batch_size
+            config.evals, blueprint, splits, make_test_view(config), mesh, config.batch_size
         )
         make = make_step(
             blueprint,
@@ -292,12 +291,6 @@ def policy_of(config: ConfigDict) -> Policy:
 def splits_of(config: ConfigDict, sources: Mapping[str, Source] | None = None) -> Splits:
     """The examples of a config, or of ``sources``, with the config's corruption."""
     return Splits(config.data, config.corruption, config.views.global_crops.size, sources)
-
-
-def clean_view_of(config: ConfigDict) -> Callable[[Batch], jax.Array]:
-    """The test-time images of a config."""
-    finish = make_finisher(config.corruption, config.normalize, config.randbit)
-    return make_clean_view(config.views.global_crops.size, finish)
 
 
 def resolve(config: ConfigDict) -> ConfigDict:

@@ -15,8 +15,9 @@ from jaxssl.data.sources import load
 from jaxssl.data.splits import CorruptedSource
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
+from jaxssl.evaluation.frozen import make_test_view
 from jaxssl.linear_probe import linear_probe, open_splits
-from jaxssl.pretrain import clean_view_of, pretrain, resolve, splits_of
+from jaxssl.pretrain import pretrain, resolve, splits_of
 from jaxssl.reporting import read_metrics
 
 
@@ -150,7 +151,7 @@ def test_bits_say_nothing_of_the_labels():
     config = config_with(**{"randbit.num_bits": 12})
     source = splits_of(config)["train"]
     batch = source.gather(np.arange(len(source)))
-    bits = np.asarray(jax.jit(clean_view_of(config))(batch))[:, 0, 0, 1:]
+    bits = np.asarray(jax.jit(make_test_view(config))(batch))[:, 0, 0, 1:]
     assert bits.shape == (len(source), 12)
     classes = np.eye(10)[batch["targets"]["label"]]
     correlations = np.corrcoef(bits, classes, rowvar=False)[:12, 12:]

@@ -15,7 +15,8 @@ from jaxssl.augment.spatial import centre_distance, intersection_area
 from jaxssl.corruptions import CORRUPTIONS, global_shuffle
 from jaxssl.corruptions.apply import Corruptor
 from jaxssl.errors import UserError
-from jaxssl.pretrain import check_hyper, clean_view_of, policy_of
+from jaxssl.evaluation.frozen import make_test_view
+from jaxssl.pretrain import check_hyper, policy_of
 from jaxssl.randomness import Split
 from jaxssl.ranges import ANY
 from jaxssl.training.schedules import Schedules
@@ -137,7 +138,7 @@ def test_bits_are_appended_last_and_shared_by_all_views():
         "randbit.num_bits": 4,
     }
     with_bits, config = make(**changes), config_with(**changes)
-    clean = quick_jit(clean_view_of(config))(batch_of())
+    clean = quick_jit(make_test_view(config))(batch_of())
     plain = make(**(changes | {"randbit.num_bits": 0}))
     bits = np.asarray(clean[:, 0, 0, 3:])
     assert set(np.unique(bits)) == {0.0, 1.0}
@@ -174,7 +175,7 @@ def test_late_noise_differs_between_views_and_repeats():
 
 def test_without_augmentation_views_are_the_test_time_images():
     config = config_with(**{"corruption.order": "no_aug"})
-    clean = quick_jit(clean_view_of(config))(batch_of())
+    clean = quick_jit(make_test_view(config))(batch_of())
     views = make(**{"corruption.order": "no_aug"})
     for view in range(2):
         np.testing.assert_allclose(views.images[view], clean, atol=1e-6)
