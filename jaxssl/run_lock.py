@@ -16,10 +16,16 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from jaxssl.errors import UserError
 from jaxssl.storage import Path, is_local, read_json
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = "lock.json"
 ASIDE = f".{LOCK}."
@@ -58,14 +64,15 @@ class RunLock:
           UserError: a living process has it.
         """
         for _ in range(_ATTEMPTS):
-            if self._create(json.dumps(self._me)):
-                self._beats = threading.Thread(target=self._beat, daemon=True)
-                self._beats.start()
-                return self._me["token"]
-            other = self._other()
-            if other is not None:
-                self._check_left(other)
-                self._clear(other)
+            with _alone_in(self._workdir):
+                if self._create(json.dumps(self._me)):
+                    self._beats = threading.Thread(target=self._beat, daemon=True)
+                    self._beats.start()
+                    return self._me["token"]
+                other = self._other()
+                if other is not None:
+                    self._check_left(other)
+                    self._clear(other)
         raise UserError(
             f"{self._workdir} is wanted by several processes at once: start one of them alone."
         )
@@ -168,6 +175,25 @@ class RunLock:
                     os.utime(self.path)
                 else:
                     self.path.write_bytes(json.dumps(self._me).encode())
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Holds up the other starts of this machine, where the file system can.
+
+    Between the reading of a dead owner's lock and its removal another start could have taken it. The
+    kernel gives this hold up when its process dies.
+    """
+    if fcntl is None or not is_local(directory):
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems lock no directory
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _modified(path: Path) -> float:

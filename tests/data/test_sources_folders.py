@@ -179,9 +179,9 @@ def test_boxes_of_a_coco_folder(data_config, coco):
             {"categories": CATEGORIES[:2]},
             "image id 11 with category_id 7, which categories does not",
         ),
-        ({"annotations": [{"image_id": 11, "category_id": 3}]}, "KeyError: 'bbox'"),
-        ({"annotations": [annotation(11, 3, [0, 0, 1])]}, "not COCO's JSON"),
-        ({"annotations": [annotation(11, 3, [0, 0, "a", 1])]}, "not COCO's JSON"),
+        ({"annotations": [{"image_id": 11, "category_id": 3}]}, "number 0 of the list, that lacks"),
+        ({"annotations": [annotation(11, 3, [0, 0, 1])]}, r"bbox \[0, 0, 1\]: ids must"),
+        ({"annotations": [annotation(11, 3, [0, 0, "a", 1])]}, r"bbox .*'a'.*correct or"),
         ({"images": [], "annotations": []}, "holds no image files"),
     ],
 )
