@@ -181,8 +181,8 @@ class RunLock:
 def _alone_in(directory: Path) -> Iterator[None]:
     """Holds up the other starts of this machine, where the file system can.
 
-    Between the reading of a dead owner's lock and its removal another start could have taken it. The
-    kernel gives this hold up when its process dies.
+    Between the reading of a dead owner's lock and its removal another start could have taken it.
+    The kernel gives this hold up when its process dies.
     """
     if fcntl is None or not is_local(directory):
         yield
