@@ -48,7 +48,7 @@ class MoCo(Method):
         self.symmetric = config.symmetric
         self.shuffle = config.shuffle
         super().__init__(config, encoder, spec, rngs)
-        self.head = build_head(config.head, encoder, rngs)
+        self.head = build_head(config.head, encoder.feature_dim, encoder.dtype, rngs)
         self.teacher_encoder = make_teacher(self.encoder)
         self.teacher_head = make_teacher(self.head)
         self.queue = Queue(config.queue_size, config.head.out_dim, rngs.params())

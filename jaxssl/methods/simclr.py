@@ -35,7 +35,7 @@ class SimCLR(Method):
 
     def __init__(self, config: ConfigDict, encoder: Encoder, spec: Spec, rngs: nnx.Rngs):
         super().__init__(config, encoder, spec, rngs)
-        self.head = build_head(config.head, encoder, rngs)
+        self.head = build_head(config.head, encoder.feature_dim, encoder.dtype, rngs)
 
     def embed(self, views: Views, keys: Keys) -> dict[str, Array]:
         """Projections ``z1``, ``z2`` [B, D] of the two views."""

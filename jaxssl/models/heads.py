@@ -20,7 +20,6 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from jaxssl.errors import UserError, choose
-from jaxssl.models.encoder import Encoder
 from jaxssl.models.layers import LayerSettings
 from jaxssl.models.norm import BatchNorm, at_least_float32
 from jaxssl.ranges import AT_LEAST_ONE, MOMENTUM, NON_NEGATIVE, POSITIVE, check_ranges
@@ -115,6 +114,7 @@ class ProjectionHead(nnx.Module):
         init: str,
         settings: LayerSettings,
         rngs: nnx.Rngs,
+        group: str = "method.head",
     ):
         """Makes the head.
 
@@ -130,6 +130,7 @@ class ProjectionHead(nnx.Module):
           init: a key of `DENSE_INITS`.
           settings: BatchNorm and dtype.
           rngs: source of the initial values.
+          group: of the config, for messages.
 
         Raises:
           UserError: if an argument names no known option, or a size is not possible.
@@ -142,7 +143,7 @@ class ProjectionHead(nnx.Module):
             )
         self.in_dim, self.out_dim = in_dim, out_dim
         self.compute_dtype = settings.compute_dtype
-        dense_init = choose("method.head.init", init, DENSE_INITS)
+        dense_init = choose(f"{group}.init", init, DENSE_INITS)
         hidden = [hidden_dim or in_dim] * (num_layers - 1)
         sizes = [in_dim, *hidden, out_dim]
 
@@ -163,7 +164,7 @@ class ProjectionHead(nnx.Module):
         )
         self.hidden_norms = nnx.List([settings.norm(size) for size in hidden if hidden_norm])
         self.output = dense(sizes[-2], out_dim, output_bias)
-        self.output_norm = choose("method.head.output_norm", output_norm, OUTPUT_NORMS)(
+        self.output_norm = choose(f"{group}.output_norm", output_norm, OUTPUT_NORMS)(
             settings, out_dim
         )
 
@@ -201,22 +202,26 @@ class ProjectionHead(nnx.Module):
         return (*outputs, at_least_float32(x))
 
 
-def build_head(config: ConfigDict, encoder: Encoder, rngs: nnx.Rngs) -> ProjectionHead:
-    """The head a config describes, on the features of an encoder and in its dtype.
+def build_head(
+    config: ConfigDict, in_dim: int, dtype: str, rngs: nnx.Rngs, group: str = "method.head"
+) -> ProjectionHead:
+    """The head or predictor that a group of a config describes.
 
     Args:
       config: fields `num_layers`, `hidden_dim`, `out_dim`, `hidden_norm`, `hidden_bias`,
         `output_norm`, `output_bias`, `init`, as in `ProjectionHead`; `bn_momentum`, `bn_epsilon`,
         `bn_groups`, as in `LayerSettings`.
-      encoder: gives the size of the input and the dtype.
+      in_dim: size of the input: an encoder's `feature_dim`, or the `out_dim` of another head.
+      dtype: the encoder's.
       rngs: source of the initial values.
+      group: where in the config the fields are, for messages.
 
     Raises:
       UserError: if a field names no known option or is out of range.
     """
-    check_ranges("method.head", config, SETTINGS)
+    check_ranges(group, config, SETTINGS)
     return ProjectionHead(
-        encoder.feature_dim,
+        in_dim,
         config.hidden_dim,
         config.out_dim,
         config.num_layers,
@@ -229,7 +234,8 @@ def build_head(config: ConfigDict, encoder: Encoder, rngs: nnx.Rngs) -> Projecti
             bn_momentum=config.bn_momentum,
             bn_epsilon=config.bn_epsilon,
             bn_groups=config.bn_groups,
-            dtype=encoder.dtype,
+            dtype=dtype,
         ),
         rngs=rngs,
+        group=group,
     )

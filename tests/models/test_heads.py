@@ -173,7 +173,9 @@ def test_build_head_stands_on_an_encoder():
         rngs = nnx.Rngs(params=jax.random.key(0))
         encoder = build_encoder(ConfigDict(encoder_config), 1, rngs)
         norms = {"bn_momentum": 0.7, "bn_epsilon": 1e-4, "bn_groups": 4}
-        return build_head(ConfigDict({**SIMCLR, **norms}), encoder, rngs)
+        return build_head(
+            ConfigDict({**SIMCLR, **norms}), encoder.feature_dim, encoder.dtype, rngs, "method.top"
+        )
 
     head = nnx.eval_shape(build)
     assert (head.in_dim, head.out_dim) == (8, 5)
