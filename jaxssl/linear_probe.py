@@ -55,7 +55,7 @@ from jaxssl.evaluation.probe_data import (
     same_data,
     with_data,
 )
-from jaxssl.metrics.knn import KnnProtocol, knn_accuracy
+from jaxssl.metrics.knn import Protocol, knn_accuracy
 from jaxssl.randomness import check_seed
 from jaxssl.reporting import print_table, results_table
 from jaxssl.run_directory import read_config, read_info, run_info
@@ -250,7 +250,7 @@ def _networks(
 
 
 def probe_network(
-    probed: Probed, protocol: KnnProtocol | None, saved: Saved
+    probed: Probed, protocol: Protocol | None, saved: Saved
 ) -> tuple[Scores, dict[str, Fitted]]:
     """Every accuracy of one frozen network on the test split, and its classifiers.
 

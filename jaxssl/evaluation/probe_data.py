@@ -21,7 +21,7 @@ from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.features import Batch
 from jaxssl.evaluation.frozen import make_test_view
 from jaxssl.evaluation.probe import AS_TRAINED, NO_KNN
-from jaxssl.metrics.knn import PROTOCOLS, KnnProtocol
+from jaxssl.metrics.knn import PROTOCOLS, Protocol
 
 FRACTIONS = ("validation_fraction", "test_fraction")  # that a probe may set anew
 DEFAULT_PROTOCOL = "moco"  # of a run without evaluations
@@ -215,7 +215,7 @@ def check_channels(info: Mapping[str, Any], source: Source) -> None:
         )
 
 
-def protocol_of(config: ConfigDict, settings: ConfigDict, bank_size: int) -> KnnProtocol | None:
+def protocol_of(config: ConfigDict, settings: ConfigDict, bank_size: int) -> Protocol | None:
     """The kNN protocol that a probe asks for; None: no kNN.
 
     Raises:

@@ -1,17 +1,75 @@
 """Measures of a representation: arrays in, numbers out, exact over the whole set."""
 
-from jaxssl.metrics.calibration import expected_calibration_error
+from jaxssl.metrics.calibration import (
+    Reliability,
+    confusion_matrix,
+    expected_calibration_error,
+    reliability,
+)
 from jaxssl.metrics.collapse import feature_std, rankme
-from jaxssl.metrics.knn import PROTOCOLS, KnnProtocol, knn_accuracy, knn_predict
-from jaxssl.metrics.uniformity import uniformity
+from jaxssl.metrics.geometry import (
+    alignment,
+    class_distances,
+    classwise_uniformity,
+    drop_rate,
+    feature_distance,
+    norms,
+    paired_cosine,
+)
+from jaxssl.metrics.knn import (
+    PROTOCOLS,
+    EuclideanProtocol,
+    KnnProtocol,
+    knn_accuracy,
+    knn_predict,
+    knn_predictions,
+)
+from jaxssl.metrics.paired import (
+    Interval,
+    accuracy_interval,
+    crossed_interval,
+    image_bootstrap,
+    mcnemar,
+    seed_interval,
+    seeds_needed,
+    variance_removed,
+)
+from jaxssl.metrics.rank_correlation import kendall_interval, kendall_tau
+from jaxssl.metrics.ridge import best_strength, ridge_predictions
+from jaxssl.metrics.uniformity import uniformity, uniformity_per_image
 
 __all__ = [
     "PROTOCOLS",
+    "EuclideanProtocol",
+    "Interval",
     "KnnProtocol",
+    "Reliability",
+    "accuracy_interval",
+    "alignment",
+    "best_strength",
+    "class_distances",
+    "classwise_uniformity",
+    "confusion_matrix",
+    "crossed_interval",
+    "drop_rate",
     "expected_calibration_error",
+    "feature_distance",
     "feature_std",
+    "image_bootstrap",
+    "kendall_interval",
+    "kendall_tau",
     "knn_accuracy",
     "knn_predict",
+    "knn_predictions",
+    "mcnemar",
+    "norms",
+    "paired_cosine",
     "rankme",
+    "reliability",
+    "ridge_predictions",
+    "seed_interval",
+    "seeds_needed",
     "uniformity",
+    "uniformity_per_image",
+    "variance_removed",
 ]

@@ -1,7 +1,11 @@
 import numpy as np
 import pytest
 
-from jaxssl.metrics.calibration import expected_calibration_error
+from jaxssl.metrics.calibration import (
+    confusion_matrix,
+    expected_calibration_error,
+    reliability,
+)
 
 
 def reference(probabilities, labels, bins):
@@ -42,3 +46,25 @@ def test_logits_are_refused():
         expected_calibration_error(np.float32([[2.0, -1.0]]), np.int32([0]))
     with pytest.raises(ValueError, match="0 bins"):
         expected_calibration_error(np.float32([[1.0, 0.0]]), np.int32([0]), bins=0)
+
+
+def test_the_diagram_of_a_few_predictions():
+    probabilities = np.float64([[0.9, 0.1], [0.95, 0.05], [0.4, 0.6]])
+    found = reliability(probabilities, np.int32([0, 1, 1]), bins=4)
+    np.testing.assert_allclose(found.share, [0, 0, 1 / 3, 2 / 3])
+    np.testing.assert_allclose(found.confidence[2:], [0.6, 0.925])
+    np.testing.assert_allclose(found.accuracy[2:], [1, 0.5])
+    assert np.isnan([*found.confidence[:2], *found.accuracy[:2]]).all()
+    assert found.error == pytest.approx(0.4 / 3 + 0.425 * 2 / 3)
+
+
+def test_nan_is_no_probability():
+    with pytest.raises(ValueError, match="must be probabilities"):
+        reliability(np.float64([[np.nan, 0.5]]), np.int32([0]))
+
+
+def test_confusion():
+    found = confusion_matrix(np.int32([0, 1, 1, 2, 1]), np.int32([0, 1, 2, 2, 0]), num_classes=3)
+    assert found.tolist() == [[1, 1, 0], [0, 1, 0], [0, 1, 1]]
+    with pytest.raises(ValueError, match="labels run from 0 to 3"):
+        confusion_matrix(np.int32([0, 0]), np.int32([0, 3]), num_classes=3)

@@ -5,7 +5,13 @@ import pytest
 from support import unchecked
 
 from jaxssl.metrics import knn
-from jaxssl.metrics.knn import PROTOCOLS, KnnProtocol, knn_accuracy, knn_predict
+from jaxssl.metrics.knn import (
+    PROTOCOLS,
+    KnnProtocol,
+    knn_accuracy,
+    knn_predict,
+    knn_predictions,
+)
 
 
 def reference(bank, labels, queries, k, temperature):
@@ -75,8 +81,9 @@ def test_global_arrays_over_eight_devices_give_the_same():
 def test_rows_are_not_sorted_whole():
     """XLA turns top_k into a sort, 14 times slower, if the program slices what it returns."""
     bank, labels, queries, _ = make(300, 20)
-    settings = {"k": 20, "num_classes": 5, "block_size": 10}
-    lowered = knn._predict.lower(*map(jnp.asarray, (bank, labels, queries)), 0.1, **settings)
+    settings = {"ks": (20, 7), "euclidean": False, "num_classes": 5, "block_size": 10}
+    arrays = map(jnp.asarray, (bank, labels, queries))
+    lowered = knn._predict.lower(*arrays, (0.1, 0.2), **settings)
     compiled = lowered.compile().as_text()
     assert "TopK" in compiled
     assert " sort(" not in compiled
@@ -138,3 +145,39 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="no query"):
         accuracy(bank, labels, queries[:0], truth[:0], protocol=KnnProtocol(3, 0.1))
     assert predict(bank, labels, jnp.zeros((0, 6)), protocol=KnnProtocol(3, 0.1)).shape == (0,)
+
+
+def euclidean_reference(bank, labels, queries, k):
+    predicted = []
+    for query in np.float64(queries):
+        distance = np.linalg.norm(np.float64(bank) - query, axis=1)
+        nearest = np.argsort(distance, kind="stable")[:k]
+        votes = np.zeros(labels.max() + 1)
+        np.add.at(votes, labels[nearest], 1 / (distance[nearest] + 1e-5))
+        predicted.append(int(np.argmax(votes)))
+    return np.array(predicted)
+
+
+def test_solo_learns_protocol_is_euclidean():
+    bank, labels, queries, _ = make(331, 75)
+    found = knn_predict(bank, labels, queries, protocol="solo", block_size=32)
+    np.testing.assert_array_equal(found, euclidean_reference(bank, labels, queries, 20))
+    # Far from the origin, where squared lengths alone would have no digits left; and a query that
+    # lies in the bank.
+    far = np.float32(1000)
+    found = knn_predict(
+        bank + far, labels, np.concatenate([bank[:9], queries]) + far, protocol="solo"
+    )
+    assert (found[:9] == labels[:9]).all()
+    expected = euclidean_reference(bank + far, labels, queries + far, 20)
+    np.testing.assert_array_equal(found[9:], expected)
+
+
+def test_all_protocols_in_one_pass_are_each_alone():
+    bank, labels, queries, _ = make(331, 75)
+    found = knn_predictions(bank, labels, queries, block_size=32)
+    assert found.keys() == PROTOCOLS.keys()
+    for name in PROTOCOLS:
+        np.testing.assert_array_equal(
+            found[name], knn_predict(bank, labels, queries, protocol=name, block_size=32)
+        )
