@@ -1,0 +1,62 @@
+"""Where the features of the test images lie: uniformity, alignment, classes, rank, collapse."""
+
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxssl.evaluation.fits import Probed
+from jaxssl.evaluation.sections.predictions import Predictions, interval_json
+from jaxssl.metrics.collapse import feature_std, rankme
+from jaxssl.metrics.geometry import class_distances, classwise_uniformity, norms
+from jaxssl.metrics.paired import Interval
+from jaxssl.metrics.uniformity import uniformity_per_image
+
+_Z = 1.959963984540054  # of 95 %
+
+
+def geometry(probed: Probed, settings: ConfigDict, predictions: Predictions) -> dict[str, Any]:
+    """Measures of the test images' features; U with its interval over images."""
+    features, labels = probed.test.features, probed.test.labels
+    within, between = classwise_uniformity(features, labels), class_distances(features, labels)
+    lengths = np.asarray(norms(features))
+    distances = between.values
+    apart = distances[~np.eye(len(distances), dtype=bool)]
+    names = probed.test_class_names(within.classes)
+    return {
+        "uniformity": interval_json(uniformity_interval(features)),
+        "classwise_uniformity": float(np.nanmean(within.values)),
+        "distance_within_classes": float(np.nanmean(np.diagonal(distances))),
+        "distance_between_classes": float(apart.mean()) if len(apart) else None,
+        "rankme": float(rankme(features)),
+        "dimensions": features.shape[1],
+        "feature_std": float(feature_std(features)),
+        "norm": {"mean": float(lengths.mean()), "std": float(lengths.std())},
+        "by_class": [
+            {"class": int(label), "name": name, "uniformity": None if np.isnan(u) else float(u)}
+            for label, name, u in zip(within.classes, names, within.values, strict=True)
+        ],
+    }
+
+
+def uniformity_interval(features: np.ndarray) -> Interval:
+    """Uniformity and its interval over images, by the normal law of its influences."""
+    value, influence = uniformity_per_image(features)
+    half = _Z * float(np.std(influence)) / np.sqrt(len(features))
+    return Interval(float(value), float(value) - half, float(value) + half)
+
+
+def uniformity_drop(clean: np.ndarray, corrupted: np.ndarray) -> Interval:
+    """Delta_U = (U - U_c) / U over the same images, with its interval over images.
+
+    Both values move with the same images, so their influences are combined image by image.
+    """
+    value, of_clean = uniformity_per_image(clean)
+    other, of_corrupted = uniformity_per_image(corrupted)
+    u, u_c = float(value), float(other)
+    if not u:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    influence = u_c / u**2 * np.asarray(of_clean) - np.asarray(of_corrupted) / u
+    half = _Z * float(np.std(influence)) / np.sqrt(len(clean))
+    drop = (u - u_c) / u
+    return Interval(drop, drop - half, drop + half)
