@@ -332,13 +332,20 @@ def results_table(
     Raises:
       ValueError: a row has another number of cells than there are columns.
     """
+    return text_table([[_cell(cell) for cell in row] for row in rows], columns, title)
+
+
+def text_table(
+    rows: Sequence[Sequence[str]], columns: Sequence[str], title: str
+) -> rich.table.Table:
+    """`results_table` of cells that are text already."""
     table = rich.table.Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
     for row in rows:
         if len(row) != len(columns):
             raise ValueError(f"Row {row} has {len(row)} cells for {len(columns)} columns.")
-        table.add_row(*map(_cell, row))
+        table.add_row(*row)
     return table
 
 

@@ -8,14 +8,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
+from jaxssl.data.examples import Source
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.evaluation.classifier import About, LinearClassifier, names_of_classes
 from jaxssl.evaluation.features import Embed, FeatureSet, extract, whole_batch
 from jaxssl.evaluation.frozen import Network, View
 from jaxssl.evaluation.probe_data import Part
+from jaxssl.evaluation.store import FeatureStore
 from jaxssl.storage import Path
 
 Saved = Sequence[tuple[Path, LinearClassifier, About]]
@@ -48,6 +51,8 @@ class Probed:
       cropped: from (batch, seed, epoch) to the images of the SGD fit.
       settings: see `jaxssl.evaluation.probe.default_config`.
       mesh: devices.
+      saved: classifiers of earlier evaluations, used where they are of the very same fit.
+      store: where features are kept.
     """
 
     name: str
@@ -57,16 +62,30 @@ class Probed:
     cropped: View
     settings: ConfigDict
     mesh: Mesh
+    saved: Saved = ()
+    store: FeatureStore = dataclasses.field(default_factory=lambda: FeatureStore(None))
 
     @functools.cached_property
-    def _embeds(self) -> Mapping[View, Embed]:
-        views = {part.view for part in self.parts.values()}
-        return {view: self.network.through(view, self.layer) for view in views}
+    def _embeds(self) -> dict[View, Embed]:
+        return {}
+
+    def features_of(self, part: Part) -> FeatureSet:
+        """Of the images of a split, whichever; kept in the store, not in memory."""
+        if part.view not in self._embeds:
+            self._embeds[part.view] = self.network.through(part.view, self.layer)
+        key = {
+            "network_sha256": self._digest,
+            "layer": self.layer,
+            "target": self.settings.target,
+            "data": part.compared,
+            "view": part.setting,
+        }
+        return self.store.get(key, lambda: self._extract(self._embeds[part.view], part.source))
 
     @functools.cached_property
     def train(self) -> FeatureSet:
         """Of the training images; refused if a class has too few for ``lbfgs_few``."""
-        train = self._extract(self._embeds[self.parts["train"].view], "train")
+        train = self.features_of(self.parts["train"])
         counts = np.bincount(train.labels)
         fewest, asked = int(counts[counts > 0].min()), self.settings.labels_per_class
         if fewest < asked:
@@ -79,17 +98,17 @@ class Probed:
     @functools.cached_property
     def validation(self) -> FeatureSet:
         """Of the held-out training images."""
-        return self._extract(self._embeds[self.parts["validation"].view], "validation")
+        return self.features_of(self.parts["validation"])
 
     @functools.cached_property
     def test(self) -> FeatureSet:
         """Of the test images."""
-        return self._extract(self._embeds[self.parts["test"].view], "test")
+        return self.features_of(self.parts["test"])
 
-    def _extract(self, embed: Embed, split: str) -> FeatureSet:
+    def _extract(self, embed: Embed, source: Source) -> FeatureSet:
         return extract(
             embed,
-            self.parts[split].source,
+            source,
             mesh=self.mesh,
             # The last batch is padded, so any device count works.
             batch_size=whole_batch(self.settings.feature_batch_size, self.mesh),
@@ -105,30 +124,50 @@ class Probed:
         """Of the target, where known."""
         return self.parts["train"].source.class_names if self.settings.target == "label" else None
 
-    def classifiers(self, saved: Saved) -> Iterator[tuple[str, Fitted]]:
-        """Every classifier by its name, the saved one where it is of the very same fit.
+    def classifiers(self) -> Iterator[tuple[str, Fitted]]:
+        """Every classifier by its name.
 
         ``lbfgs`` (all labels), ``lbfgs_few`` (the first ``settings.labels_per_class`` of each
         class) and ``sgd`` (the published protocol), if it has an epoch.
         """
-        for name, fit in FITS.items():
-            if name == "sgd" and not self.settings.sgd.epochs:
-                continue
-            key = self._key(name)
-            found = next((entry for entry in saved if entry[2].fitted_on == key), None)
-            if found is not None:
-                yield name, Fitted(found[1], found[2], found[0])
-                continue
-            classifier, chosen = fit(self)
-            about = About(
-                class_names=names_of_classes(self.class_names, classifier.bias.shape[0]),
-                layer=self.layer,
-                target=self.settings.target,
-                encoder_sha256=self.network.encoder_digest(),
-                fitted_on=key,
-                chosen=chosen,
-            )
-            yield name, Fitted(classifier, about, None)
+        for name in FITS:
+            if name != "sgd" or self.settings.sgd.epochs:
+                yield name, self.classifier(name)
+
+    @functools.cached_property
+    def fitted(self) -> dict[str, Fitted]:
+        """Classifiers made or found so far, by name."""
+        return {}
+
+    def classifier(self, name: str) -> Fitted:
+        """A classifier by its name, a saved one where it is of the very same fit."""
+        if name in self.fitted:
+            return self.fitted[name]
+        key = self._key(name)
+        found = next((entry for entry in self.saved if entry[2].fitted_on == key), None)
+        if found is not None:
+            self.fitted[name] = Fitted(found[1], found[2], found[0])
+            return self.fitted[name]
+        classifier, chosen = FITS[name](self)
+        about = About(
+            class_names=names_of_classes(self.class_names, classifier.bias.shape[0]),
+            layer=self.layer,
+            target=self.settings.target,
+            encoder_sha256=self.network.encoder_digest(),
+            fitted_on=key,
+            chosen=chosen,
+        )
+        self.fitted[name] = Fitted(classifier, about, None)
+        return self.fitted[name]
+
+    def logits(self, name: str, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
+        """What a classifier says of features."""
+        return self.classifier(name).classifier.logits(features, self.mesh)
+
+    def names_of(self, classes: Int[np.ndarray, " k"]) -> list[str]:
+        """Names of classes, or their numbers."""
+        names = names_of_classes(self.class_names, int(max(classes, default=-1)) + 1)
+        return [names[label] for label in classes]
 
     def _key(self, fit: str) -> dict[str, Any]:
         """All that a fit depends on, besides the config of the run; as JSON gives it back."""
@@ -176,7 +215,8 @@ def fit_published(probed: Probed) -> tuple[LinearClassifier, dict[str, Any]]:
 
     def augmented(epoch: int) -> tuple[Any, Any]:
         draw = jnp.uint32(settings.seed), jnp.int32(epoch)
-        fresh = probed._extract(lambda batch: embed(batch, *draw), "train")
+        source = probed.parts["train"].source
+        fresh = probed._extract(lambda batch: embed(batch, *draw), source)
         return fresh.features, fresh.labels
 
     num_classes = int(probed.train.labels.max()) + 1

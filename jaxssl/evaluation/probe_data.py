@@ -29,10 +29,17 @@ DEFAULT_PROTOCOL = "moco"  # of a run without evaluations
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """A split and its test-time images."""
+    """A split and its test-time images.
+
+    Attributes:
+      source: the examples, corrupted already where that is done on the host.
+      view: from a batch of them to images.
+      setting: what of the config the images depend on besides the source; JSON.
+    """
 
     source: Source
     view: Callable[[Batch], jax.Array]
+    setting: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -122,6 +129,47 @@ def with_data(
     return config
 
 
+class Opening:
+    """The splits of a run, each opened once, under any corruption.
+
+    Args:
+      config: of the run, see `with_data`.
+      settings: see `jaxssl.evaluation.probe.default_config`.
+      sources: splits that Python code brings.
+
+    Raises:
+      UserError: if a setting does not suit.
+    """
+
+    def __init__(
+        self, config: ConfigDict, settings: ConfigDict, sources: Mapping[str, Source] | None
+    ) -> None:
+        self.config = _cut(config, settings, sources)
+        self._sources = sources
+        self._splits: dict[str, tuple[Splits, ConfigDict, Callable[[Batch], jax.Array]]] = {}
+
+    def part(self, split: str, corruption: ConfigDict | None = None) -> Part:
+        """A split; with ``corruption`` in place of the run's own.
+
+        Raises:
+          UserError: if there is no such split, or its images do not suit the corruption.
+        """
+        group = self.config.corruption if corruption is None else corruption
+        name = json.dumps(group.to_dict(), sort_keys=True)
+        if name not in self._splits:
+            config = self.config.copy_and_resolve_references()
+            config.corruption = group
+            size = config.views.global_crops.size
+            splits = Splits(config.data, group, size, self._sources)
+            self._splits[name] = splits, config, make_test_view(config)
+        splits, config, view = self._splits[name]
+        setting = {
+            "size": config.views.global_crops.size,
+            **{key: config[key].to_dict() for key in ("corruption", "normalize", "randbit")},
+        }
+        return Part(splits[split], view, setting)
+
+
 def open_splits(
     config: ConfigDict, settings: ConfigDict, sources: Mapping[str, Source] | None
 ) -> dict[str, Part]:
@@ -135,6 +183,32 @@ def open_splits(
     Raises:
       UserError: if one of them is missing, or a setting does not suit.
     """
+    opening = Opening(config, settings, sources)
+    parts = {name: opening.part(name) for name in ("train", "validation")}
+    return parts | {"test": part_to_test(opening, settings.test_corruption)}
+
+
+def part_to_test(opening: Opening, asked: ConfigDict) -> Part:
+    """The test images, corrupted as ``--probe.test_corruption`` says.
+
+    Raises:
+      UserError: if the setting does not suit.
+    """
+    if asked.name != AS_TRAINED:
+        return opening.part("test", asked)
+    _, *ignored = setting_name(asked).split("-", 1)
+    if ignored:
+        raise UserError(
+            f"--probe.test_corruption has {ignored[0]} but no name, and without one the test "
+            "images are corrupted as in training: give --probe.test_corruption.name too."
+        )
+    return opening.part("test")
+
+
+def _cut(
+    config: ConfigDict, settings: ConfigDict, sources: Mapping[str, Source] | None
+) -> ConfigDict:
+    """The config with its ``data`` cut as the settings say."""
     config = config.copy_and_resolve_references()
     if settings.evaluation_size:
         if config.data.name != "multi_digits" or sources is not None:
@@ -158,20 +232,7 @@ def open_splits(
                 f"--probe.test_fraction={settings[key]} would be ignored, for {config.data.name} "
                 f"has a {taken['test']} split of its own: leave it out."
             )
-    size = config.views.global_crops.size
-    examples, view = Splits(config.data, config.corruption, size, sources), make_test_view(config)
-    parts = {name: Part(examples[name], view) for name in ("train", "validation")}
-    if settings.test_corruption.name == AS_TRAINED:
-        _, *ignored = setting_name(settings.test_corruption).split("-", 1)
-        if ignored:
-            raise UserError(
-                f"--probe.test_corruption has {ignored[0]} but no name, and without one the test "
-                "images are corrupted as in training: give --probe.test_corruption.name too."
-            )
-        return parts | {"test": Part(examples["test"], view)}
-    config.corruption = settings.test_corruption
-    other = Splits(config.data, config.corruption, size, sources)
-    return parts | {"test": Part(other["test"], make_test_view(config))}
+    return config
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ MOST_CLASSES = 100  # of a confusion matrix in a card
 
 def calibration(probed: Probed, settings: ConfigDict, predictions: Predictions) -> dict[str, Any]:
     """Expected calibration error and reliability diagram (15 bins), and the confusion matrix."""
-    logits, labels = probed.test_logits("lbfgs"), probed.test.labels
+    logits, labels = probed.logits("lbfgs", probed.test.features), probed.test.labels
     diagram = reliability(np.asarray(jax.nn.softmax(logits, axis=1)), labels)
     classes = max(logits.shape[1], int(labels.max()) + 1)
     confusion = None
@@ -29,7 +29,7 @@ def calibration(probed: Probed, settings: ConfigDict, predictions: Predictions) 
             for s, c, a in zip(*diagram, strict=True)
         ],
         "confusion": confusion,
-        "class_names": probed.test_class_names(np.arange(classes)),
+        "class_names": probed.names_of(np.arange(classes)),
     }
 
 

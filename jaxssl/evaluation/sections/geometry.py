@@ -22,7 +22,7 @@ def geometry(probed: Probed, settings: ConfigDict, predictions: Predictions) -> 
     lengths = np.asarray(norms(features))
     distances = between.values
     apart = distances[~np.eye(len(distances), dtype=bool)]
-    names = probed.test_class_names(within.classes)
+    names = probed.names_of(within.classes)
     return {
         "uniformity": interval_json(uniformity_interval(features)),
         "classwise_uniformity": float(np.nanmean(within.values)),

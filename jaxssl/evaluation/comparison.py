@@ -1,0 +1,112 @@
+"""Runs side by side: differences over the same test images, and over seeds where there are several.
+
+Runs that differ in their seeds alone are one group. A group of one is compared image by image
+(McNemar's exact test and the paired bootstrap); groups of several are paired seed by seed too, and
+the interval is that of crossed random effects, seeds by images.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxssl.errors import UserError
+from jaxssl.evaluation.card import Card
+from jaxssl.evaluation.sections.predictions import interval_json
+from jaxssl.metrics.paired import (
+    crossed_interval,
+    difference,
+    image_bootstrap,
+    mcnemar,
+    variance_removed,
+)
+from jaxssl.run_directory import MAY_CHANGE
+
+_SEEDS = ("seed", "init_seed", "data_seed")
+
+
+def compare(cards: Sequence[Card], *, seed: int = 0) -> list[dict[str, Any]]:
+    """Each group of runs against the first one, for everything that was predicted in both.
+
+    Args:
+      cards: in the order given; the first one's group is the reference.
+      seed: of the bootstrap.
+
+    Returns:
+      rows: ``first`` and ``second`` (runs), ``by``, the ``accuracy`` of either, ``difference``
+      (second minus first, an interval), and ``p_value`` or, of several seeds, ``seeds`` and
+      ``variance_removed``.
+
+    Raises:
+      UserError: if the cards are not of the same test images.
+    """
+    first = cards[0]
+    for card in cards[1:]:
+        _check_same_images(first, card)
+    groups: dict[str, list[Card]] = {}
+    for card in cards:
+        groups.setdefault(_without_seeds(card.config), []).append(card)
+    reference, *others = groups.values()
+    return [
+        row
+        for other in others
+        for by in first.predictions.of("trained")
+        if all(by in card.predictions.of("trained") for card in (*reference, *other))
+        if (row := _row(reference, other, by, seed)) is not None
+    ]
+
+
+def _row(first: Sequence[Card], second: Sequence[Card], by: str, seed: int) -> dict[str, Any]:
+    sides = [_table(group, by) for group in (first, second)]
+    row: dict[str, Any] = {
+        "first": [card.content["run"] for card in first],
+        "second": [card.content["run"] for card in second],
+        "by": by,
+        "accuracy": [float(side.mean()) for side in sides],
+    }
+    seeds = min(len(first), len(second))
+    if seeds > 1:
+        one, two = (np.asarray(side[:seeds], np.float64) for side in sides)
+        found = crossed_interval(two - one)
+        return row | {
+            "difference": interval_json(found.interval),
+            "seeds": seeds,
+            "variance_removed": variance_removed(two, one),
+            "components": found.components._asdict(),
+        }
+    pair = np.stack([sides[1][0], sides[0][0]], axis=1)
+    return row | {
+        "difference": interval_json(image_bootstrap(pair, difference, seed=seed)),
+        "p_value": mcnemar(sides[0][0], sides[1][0]).p_value,
+    }
+
+
+def _table(group: Sequence[Card], by: str) -> np.ndarray:
+    """Whether each image was classified rightly [seeds, images]; seeds ascending."""
+    ordered = sorted(group, key=lambda card: [int(card.config[key]) for key in _SEEDS])
+    return np.stack([card.predictions.right("trained", by) for card in ordered])
+
+
+def _without_seeds(config: ConfigDict) -> str:
+    """What makes runs one group: all of the config that is a run's identity, but its seeds."""
+    content = config.to_dict()
+    for key in (*_SEEDS, *(key for key in MAY_CHANGE if "." not in key)):
+        content.pop(key, None)
+    return json.dumps(content, sort_keys=True, default=str)
+
+
+def _check_same_images(first: Card, other: Card) -> None:
+    one, two = first.predictions, other.predictions
+    if len(one.index) != len(two.index) or (one.index != two.index).any():
+        raise UserError(
+            f"{first.content['run']} and {other.content['run']} were evaluated on different test "
+            f"images ({len(one.index)} and {len(two.index)}): evaluate both on one set by "
+            "--data.name."
+        )
+    if (one.labels != two.labels).any():
+        raise UserError(
+            f"the labels of the test images differ between {first.content['run']} and "
+            f"{other.content['run']}: evaluate both on one set by --data.name."
+        )

@@ -1,0 +1,197 @@
+"""A run opened for evaluation: its checkpoint, its data, and the networks that are looked at."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxssl import distributed
+from jaxssl.data.examples import Source
+from jaxssl.data.sources import check_view_size, pretraining_split
+from jaxssl.data.splits import Splits
+from jaxssl.errors import UserError
+from jaxssl.evaluation.classifier import LinearClassifier
+from jaxssl.evaluation.fits import Probed, Saved
+from jaxssl.evaluation.frozen import (
+    PIXELS,
+    Network,
+    Restored,
+    check_layer,
+    fresh_method,
+    make_cropped_view,
+    raw_pixels,
+    restored_method,
+)
+from jaxssl.evaluation.probe_data import (
+    FRACTIONS,
+    Opening,
+    Part,
+    Place,
+    check_channels,
+    check_target,
+    flags_of,
+    part_to_test,
+    same_data,
+    with_data,
+)
+from jaxssl.evaluation.store import FeatureStore
+from jaxssl.run_directory import read_config, read_info
+from jaxssl.storage import Path, as_path
+
+_OWN_FLAGS = {"data_dir": "--data_dir", **{key: f"--probe.{key}" for key in FRACTIONS}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What an evaluation of one checkpoint works on.
+
+    Attributes:
+      run: the run's directory.
+      restored: the method of the checkpoint.
+      opening: its data, or those asked for, under any corruption.
+      parts: the three splits.
+      own: whether the data are those that the run was trained on.
+      probes: the networks with the data, by name; ``trained`` first.
+    """
+
+    run: Path
+    restored: Restored
+    opening: Opening
+    parts: Mapping[str, Part]
+    own: bool
+    probes: Mapping[str, Probed]
+
+
+def open_run(
+    run: Path,
+    step: int | None,
+    settings: ConfigDict,
+    baselines: bool,
+    sources: Mapping[str, Source] | None,
+    data: ConfigDict,
+    place: Place,
+    store: FeatureStore | None = None,
+) -> Opened:
+    """Opens a checkpoint and the data that it is to be evaluated on; changes neither.
+
+    Args:
+      run: directory of a pretraining run.
+      step: which checkpoint; None: the newest sound one.
+      settings: see `jaxssl.evaluation.probe.default_config`.
+      baselines: also the network as it was before training, and raw pixels.
+      sources: the splits of a run whose data came from Python, or of another labelled set.
+      data: another labelled set, see `jaxssl.evaluation.probe_data.data_settings`.
+      place: where the run's own data lie now.
+      store: where features are kept; None: nowhere.
+
+    Raises:
+      UserError: for whatever the user can mend.
+    """
+    info = read_info(run)
+    _check_sources(run, info, sources, data)
+    config = with_data(read_config(run), data, place)
+    mesh = distributed.data_mesh()
+    with flags_of(None if data.name else _OWN_FLAGS):
+        opening = Opening(config, settings, sources)
+        parts = {name: opening.part(name) for name in ("train", "validation")}
+        parts["test"] = part_to_test(opening, settings.test_corruption)
+        if data.name:
+            check_view_size(parts["train"].source, config.views.global_crops.size)
+        own = _is_own(info, config, parts, sources, settings, data)
+    train = parts["train"].source
+    if not own and not data.name:
+        say(f"{train.name} is not what the run was trained on: the card is named after it")
+    check_channels(info, train)
+    check_target(parts["train"], settings.target)
+    restored = restored_method(run, step, mesh)
+    layers = restored.network.layers(parts["train"].view, train.gather(np.zeros(1, np.int64)))
+    check_layer("--probe.layer", settings.layer, layers)
+    saved = saved_classifiers(run / "evaluations", settings)
+    probes = {
+        name: Probed(
+            name,
+            network,
+            layer,
+            parts,
+            make_cropped_view(config),
+            settings,
+            mesh,
+            saved,
+            store or FeatureStore(None),
+        )
+        for name, (network, layer) in _networks(restored, settings.layer, baselines, mesh).items()
+    }
+    return Opened(run, restored, opening, parts, own, probes)
+
+
+def _check_sources(
+    run: Path, info: Mapping[str, Any], sources: Mapping[str, Source] | None, data: ConfigDict
+) -> None:
+    if sources is not None and data.name:
+        raise UserError(f"give either sources or --data.name={data.name}, not both.")
+    if info["data"].get("from_python") and sources is None and not data.name:
+        raise UserError(
+            f"{run} was trained on data that came from Python: call linear_probe from Python too, "
+            "with its sources, or name another labelled set by --data.name."
+        )
+
+
+def _is_own(
+    info: Mapping[str, Any],
+    config: ConfigDict,
+    parts: Mapping[str, Part],
+    sources: Mapping[str, Source] | None,
+    settings: ConfigDict,
+    data: ConfigDict,
+) -> bool:
+    """Whether the data are those that the run was trained on, by what it noted of them."""
+    train = parts["train"]
+    if same_data(info["data"], train):
+        return True
+    # Another set's images for pretraining alone, such as STL-10's, would be opened for nothing; so
+    # would the run's train split, if it has just been seen to be another.
+    uncut = all(settings[key] < 0 for key in FRACTIONS)
+    if data.name or (uncut and sources is None and pretraining_split(config.data) == "train"):
+        return False
+    splits = Splits(config.data, config.corruption, config.views.global_crops.size, sources)
+    return same_data(info["data"], Part(splits["pretrain"], train.view))
+
+
+def _networks(
+    restored: Restored, layer: str, baselines: bool, mesh: Mesh
+) -> dict[str, tuple[Network, str]]:
+    """Each network that is looked at, and which of its layers."""
+    networks = {"trained": (restored.network, layer)}
+    if baselines:
+        untrained = fresh_method(restored.config, restored.spec, mesh)
+        networks |= {"untrained": (untrained, layer), "pixels": (raw_pixels(), PIXELS)}
+    return networks
+
+
+def saved_classifiers(evaluations: Path, settings: ConfigDict) -> Saved:
+    """The classifiers in a run's directory that may serve again."""
+    if settings.refit:
+        return []
+
+    def readable() -> list[str]:
+        found = sorted(evaluations.glob("*/classifier*.npz")) if evaluations.is_dir() else []
+        names = []
+        for path in found:
+            with contextlib.suppress(UserError, OSError):
+                LinearClassifier.load(path)
+                names.append(str(path))
+        return names
+
+    paths = distributed.agree("the saved classifiers", readable)
+    return [(path, *LinearClassifier.load(path)) for path in (as_path(p, "--run") for p in paths)]
+
+
+def say(text: str) -> None:
+    """A line on the terminal, from the first process."""
+    if jax.process_index() == 0:
+        print(text, flush=True)

@@ -1,0 +1,228 @@
+"""Evaluation cards and comparisons as pages and terminal tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxssl.evaluation.card import Card
+from jaxssl.evaluation.html import Part, Plot, Table, Text, page
+from jaxssl.evaluation.plots import confusion_plot, fingerprint_plot, reliability_plot
+from jaxssl.evaluation.sections.fingerprint import mean_drop
+
+Cell = Mapping[str, float | None] | None
+
+
+def percent(number: float | None) -> str:
+    """A share in percent, one digit; a dash for none."""
+    return "-" if number is None else f"{100 * number:.1f}"
+
+
+def with_interval(cell: Cell, scale: float = 100.0, digits: int = 1) -> str:
+    """A value and its interval; a dash for none."""
+    if cell is None or cell["value"] is None:
+        return "-"
+    numbers = [cell[key] for key in ("value", "low", "high")]
+    value, *ends = ("" if n is None else f"{scale * n:.{digits}f}" for n in numbers)
+    return f"{value} [{', '.join(ends)}]" if all(ends) else value
+
+
+def card_page(cards: Sequence[Card], comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """One page for one run, or for several side by side."""
+    names = run_names(cards)
+    heading = ", ".join(names.values())
+    sections: list[tuple[str, Sequence[Part]]] = []
+    if comparisons:
+        sections.append(("Differences", [differences_table(comparisons, names)]))
+    makers = {
+        "fingerprint": _fingerprint,
+        "linear": _linear,
+        "knn": _knn,
+        "few_shot": _few_shot,
+        "geometry": _geometry,
+        "calibration": _calibration,
+    }
+    for section, maker in makers.items():
+        found = _of_section(cards, names, section)
+        if found:
+            sections.append((_TITLES[section], maker(cards[0], found)))
+    sections.append(("What was evaluated", [_about(card) for card in cards]))
+    return page(f"Evaluation of {heading}", sections)
+
+
+_TITLES = {
+    "fingerprint": "Reliance fingerprint",
+    "linear": "Linear probes",
+    "knn": "Nearest neighbours",
+    "few_shot": "Few labels",
+    "geometry": "Geometry of the features",
+    "calibration": "Calibration of the linear classifier",
+}
+
+
+def run_names(cards: Sequence[Card]) -> dict[str, str]:
+    """A short name for each run: the last parts of its path that tell them apart."""
+    paths = [card.content["run"] for card in cards]
+    for parts in range(1, 10):
+        short = ["/".join(path.rstrip("/").split("/")[-parts:]) for path in paths]
+        if len(set(short)) == len(set(paths)):
+            break
+    return dict(zip(paths, short, strict=True))
+
+
+def _of_section(
+    cards: Sequence[Card], names: Mapping[str, str], section: str
+) -> dict[str, Mapping[str, Any]]:
+    """Results by what to call the network: the run's name, or that of a baseline, once."""
+    found: dict[str, Mapping[str, Any]] = {}
+    several = len(cards) > 1
+    for card in cards:
+        for network, result in card.content["sections"].get(section, {}).items():
+            run = names[card.content["run"]]
+            if network == "trained":
+                found[run if several else "trained"] = result
+            elif network == "pixels":
+                found.setdefault(network, result)
+            else:
+                found[f"{run} {network}" if several else network] = result
+    return found
+
+
+def differences_table(comparisons: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> Table:
+    """Paired differences, in points."""
+    rows = []
+    for row in comparisons:
+        told = (
+            f"p = {row['p_value']:.2g}"
+            if "p_value" in row
+            else f"{row['seeds']} seeds, pairing removed {percent(row['variance_removed'])} %"
+        )
+        first, second = ("+".join(names[run] for run in row[key]) for key in ("first", "second"))
+        rows.append(
+            (
+                f"{second} - {first}",
+                row["by"],
+                *(percent(accuracy) for accuracy in row["accuracy"]),
+                with_interval(row["difference"]),
+                told,
+            )
+        )
+    return Table(
+        "Top-1 in percent over the same test images, and the paired difference with its 95 % "
+        "interval. p: McNemar's exact test.",
+        ("runs", "predicted by", "first", "second", "difference", ""),
+        rows,
+    )
+
+
+def _fingerprint(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
+    conditions = list(next(iter(found.values())))
+    parts: list[Part] = [
+        Text(
+            "The linear classifier is fitted once, on clean training images; only the test images "
+            "are changed. Drops are relative to the clean row, over the same images."
+        ),
+        Plot(
+            _caption(card, "Accuracy, uniformity U and cosine to the clean feature"),
+            fingerprint_plot(found),
+        ),
+    ]
+    for network, rows in found.items():
+        table = [
+            (
+                name,
+                with_interval(rows[name]["accuracy"]),
+                with_interval(rows[name].get("delta_a")),
+                with_interval(rows[name]["uniformity"], 1, 2),
+                with_interval(rows[name].get("delta_u")),
+                with_interval(rows[name].get("cosine"), 1, 3),
+            )
+            for name in conditions
+        ]
+        means = [percent(_none(mean_drop(rows, kind).value)) for kind in ("delta_a", "delta_u")]
+        table.append(("mean drop", "", means[0], "", means[1], ""))
+        columns = ("condition", "accuracy %", "drop of it %", "U", "drop of U %", "cosine")
+        parts.append(Table(f"{network}, with 95 % intervals over images", columns, table))
+    return parts
+
+
+def _linear(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
+    fits = list(next(iter(found.values())))
+    few = card.content["settings"]["labels_per_class"]
+    said = {"lbfgs": "all labels", "lbfgs_few": f"{few} labels a class", "sgd": "SGD, 100 epochs"}
+    rows = [
+        (network, *(with_interval(result[fit]["interval"]) for fit in fits))
+        for network, result in found.items()
+    ]
+    return [Table(_caption(card, "Top-1 in percent"), ("network", *(said[f] for f in fits)), rows)]
+
+
+def _knn(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
+    protocols = list(next(iter(found.values()))["as_is"])
+    rows = []
+    for network, result in found.items():
+        for how, said in (("as_is", ""), ("standardised", ", standardised")):
+            rows.append((network + said, *(percent(result[how][name]) for name in protocols)))
+    return [Table(_caption(card, "Top-1 in percent by protocol"), ("network", *protocols), rows)]
+
+
+def _few_shot(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
+    shots = list(next(iter(found.values())))
+    rows = [
+        (network, *(with_interval(result[n]["top1"]) for n in shots))
+        for network, result in found.items()
+    ]
+    columns = ("network", *(f"{n} a class" for n in shots))
+    return [Table(_caption(card, "Top-1 in percent of ridge regression"), columns, rows)]
+
+
+def _geometry(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
+    rows = [
+        (
+            network,
+            with_interval(result["uniformity"], 1, 3),
+            f"{result['classwise_uniformity']:.3f}",
+            f"{result['distance_within_classes']:.3f}",
+            "-" if (d := result["distance_between_classes"]) is None else f"{d:.3f}",
+            f"{result['rankme']:.1f} of {result['dimensions']}",
+            f"{result['feature_std']:.3f}",
+            f"{result['norm']['mean']:.3g}",
+        )
+        for network, result in found.items()
+    ]
+    columns = ("network", "U", "U in a class", "d in a class", "d between", "RankMe", "std", "norm")
+    caption = "U = -log E exp(-2 d^2), larger is more even; d: mean squared distances"
+    return [Table(_caption(card, caption), columns, rows)]
+
+
+def _calibration(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
+    rows = [(network, percent(result["ece"])) for network, result in found.items()]
+    trained = next(iter(found.values()))
+    parts: list[Part] = [
+        Table(_caption(card, "Expected calibration error, 15 bins"), ("network", "ECE %"), rows),
+        Plot("Reliability diagram", reliability_plot({k: v["bins"] for k, v in found.items()})),
+    ]
+    if trained["confusion"] is not None:
+        plot = confusion_plot(trained["confusion"], trained["class_names"])
+        parts.append(Plot(f"Confusion of {next(iter(found))}", plot))
+    return parts
+
+
+def _caption(card: Card, what: str) -> str:
+    layer, count = card.content["settings"]["layer"], card.content["examples"]["test"]
+    return f"{what}; {count:,} test images of {card.content['data']['name']}, layer {layer}"
+
+
+def _about(card: Card) -> Part:
+    content = card.content
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    lines = (
+        f"run      {content['run']} ({content['method']}), step {content['step']}",
+        f"encoder  {content['encoder_sha256'][:16]}",
+        f"data     {content['data']['name']}, {content['data']['sha256'][:16]}",
+        f"code     {content['commit']}",
+        f"on       {content['device_count']} x {content['device_kind']}; {versions}",
+    )
+    return Text("\n".join(lines), listing=True)
+
+
+def _none(value: float) -> float | None:
+    return None if value != value else value
