@@ -187,7 +187,7 @@ def _write_comparison(
 ) -> None:
     runs = [card.content["run"] for card in cards]
     write_json(
-        folder / "comparison.json", {"runs": runs, "rows": json.loads(json.dumps(comparisons))}
+        folder / "comparison.json", {"runs": runs, "rows": list(comparisons)}
     )
     write_whole(folder / "comparison.html", card_page(cards, comparisons))
     print(f"comparison: {folder / 'comparison.html'}")
