@@ -13,7 +13,13 @@ from ml_collections import ConfigDict
 
 from jaxssl.data.canonical import Canonical, canonical_boxes, padded_boxes
 from jaxssl.data.decoding import read_bytes, unreachable
-from jaxssl.data.folders import PARTS, FolderSource, folder_source, part_of
+from jaxssl.data.folders import (
+    PARTS,
+    FolderSource,
+    check_one_picture_each,
+    folder_source,
+    part_of,
+)
 from jaxssl.data.walk import NO_AREA, Found, composed, images_in, merged
 from jaxssl.errors import UserError
 
@@ -90,16 +96,20 @@ def open_coco(config: ConfigDict, published: str) -> FolderSource:
     passed_over = merged(
         files.passed_over,
         {
-            f"images not in {path.name}": len(there.keys() - set(listed)),
+            f"image not in {path.name}": len(there.keys() - set(listed)),
             NO_AREA: found.without_area,
         },
     )
     canonical = Canonical.from_config(config)
+    real = dict(zip(files.files, files.real, strict=True))
+    paths = [there.get(file, part / file) for file in listed]
+    images = Found(paths, [real.get(path, str(path)) for path in paths], passed_over)
+    check_one_picture_each(images, "two lists of boxes")
     return folder_source(
         config,
         published,
         part,
-        Found([there.get(file, part / file) for file in listed], passed_over),
+        images,
         _box_targets(found, canonical),
         class_names=tuple(train.categories[key] for key in sorted(train.categories)),
         sizes=found.sizes,

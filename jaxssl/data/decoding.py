@@ -6,8 +6,10 @@ Annotations (boxes, masks) are of the picture as it is shown.
 """
 
 import ctypes
+import errno
 import functools
 import io
+import os
 import pathlib
 import re
 import warnings
@@ -186,6 +188,8 @@ def read_bytes(path: str | pathlib.Path) -> bytes:
       UserError: if the system does not give it.
     """
     try:
+        if not os.path.isfile(path) and os.path.exists(path) and not os.path.isdir(path):
+            raise OSError(errno.EINVAL, "it is no regular file")  # to open a pipe would never end
         return pathlib.Path(path).read_bytes()
     except OSError as error:
         raise unreachable(path, error) from error
