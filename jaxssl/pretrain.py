@@ -145,7 +145,7 @@ class Plan:
     Attributes:
       mesh: the devices.
       source: what is trained on.
-      opened: all splits that were opened, by name.
+      splits: all that the data have, by name.
       lacking: what a later probe would lack, in sentences.
       blueprint: the method and its optimizer.
       step: the jitted `Step`.
@@ -156,7 +156,7 @@ class Plan:
 
     mesh: Mesh
     source: Source
-    opened: Mapping[str, Source]
+    splits: Mapping[str, Source]
     lacking: Sequence[str]
     blueprint: Blueprint
     step: Any
@@ -192,7 +192,7 @@ class Plan:
         parameters = sum(leaf.size for leaf in shapes)
         devices = f"{self.mesh.size} x {kind}"
         lines = [
-            f"data: {describe(self.opened, data)}",
+            f"data: {describe(self.splits, data)}",
             f"model: {config.encoder.name}, {parameters:,} parameters in all; devices: {devices}",
         ]
         steps = self.blueprint.spec.total_steps
@@ -253,8 +253,8 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
     return Plan(
         mesh=mesh,
         source=source,
-        opened=splits.opened(),
         lacking=check_probeable(config, splits),
+        splits=splits.known(),
         blueprint=blueprint,
         step=step,
         epoch_hook=hook,

@@ -28,10 +28,10 @@ def describe(splits: Mapping[str, Source], data: ConfigDict) -> str:
     """
     idle = [] if not data.name else [f"{name}/" for name in unused(data)]
     parts: list[str] = []
+    labelled = next((name for name, source in splits.items() if source.num_classes), None)
     for name, source in splits.items():
-        first = not parts
-        told = f"{name} {counted(len(source), 'image') if first else f'{len(source):,}'}"
-        if first and source.num_classes is not None:
+        told = f"{name} {counted(len(source), 'image') if not parts else f'{len(source):,}'}"
+        if name == labelled and source.num_classes:
             told += f", {counted(source.num_classes, 'class')}"
         notes = _origin(name, source, data)
         if name == "validation" and notes and "test" not in splits and data.name:

@@ -8,10 +8,13 @@ import unicodedata
 import numpy as np
 import PIL.Image
 import pytest
+from ml_collections import ConfigDict
 
+from jaxssl.corruptions.apply import corruption_group
 from jaxssl.data.decoding import read_bytes
 from jaxssl.data.examples import array_source
-from jaxssl.data.sources import load
+from jaxssl.data.sources import FolderSource, load
+from jaxssl.data.splits import Splits
 from jaxssl.data.summary import describe
 from jaxssl.data.walk import images_in
 from jaxssl.errors import UserError
@@ -48,7 +51,7 @@ def test_linked_folders_are_read_once_and_circles_end(data_config, tmp_path):
     assert np.bincount(source.targets["label"]).tolist() == [6, 3, 3]
     names = [f"cat/{n}.png" for n in range(3)] + [f"cat/more/deep/{n}.png" for n in range(3)]
     assert list(source.names[:6]) == names
-    assert source.passed_over == {"link to a folder read already": 3}
+    assert source.passed_over == {"link to a folder read already": 2}
     (cat / "gone").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"cat/gone is a link to .*nowhere, which is not there"):
         load(data_config("folder", tmp_path / "data", 8), "train")
@@ -245,6 +248,30 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
 
 # The line at the start.
+
+
+def test_the_line_has_what_is_held_out_whether_or_not_it_is_opened(data_config, tmp_path):
+    for number in range(10):
+        save(tmp_path / "unlabelled" / f"{number}.png")
+    config = data_config("images", tmp_path / "unlabelled", 8, validation_fraction=0.1)
+    splits = Splits(config, ConfigDict({**corruption_group(), "name": "gamma"}), 8)
+    assert len(splits["pretrain"]) == 9
+    told = "train 9 images; validation 1 (cut from train)"
+    assert describe(splits.known(), config) == told
+    held_out = splits.known()["validation"]
+    assert isinstance(held_out, FolderSource)  # counted, not decoded
+    splits.check("validation")
+    assert splits.known()["validation"] is held_out
+    assert len(splits["validation"]) == 1
+    assert describe(splits.known(), config) == told
+    with pytest.raises(UserError, match="no test split"):
+        splits.check("test")
+    images = np.zeros((5, 8, 8, 3), np.uint8)
+    mine = {"train": array_source("mine", Split.TRAIN, images, {})}
+    mine["test"] = mine["train"].take(np.arange(2))
+    given = Splits(data_config(""), corruption_group(), 8, mine)
+    assert len(given["train"]) == 5
+    assert describe(given.known(), data_config("")) == "train 5 images; test 2 (cut from train)"
 
 
 def test_the_line_says_where_each_split_comes_from(data_config, tmp_path):
