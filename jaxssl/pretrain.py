@@ -44,7 +44,7 @@ from jaxssl.methods import METHODS, Method, Spec
 from jaxssl.randomness import check_seed
 from jaxssl.ranges import AT_LEAST_ONE, AT_LEAST_TWO, NON_NEGATIVE, POSITIVE, Ranges, check_ranges
 from jaxssl.reporting import MetricWriter, Progress
-from jaxssl.run_directory import claim, note_resumption, owned, place
+from jaxssl.run_directory import check_outside, claim, note_resumption, owned, place
 from jaxssl.training.loop import Cadence, EpochHook, Reporter, train
 from jaxssl.training.schedules import Schedules, check_schedule
 from jaxssl.training.state import Blueprint, TrainState, traced_scalars
@@ -76,6 +76,8 @@ def pretrain(
     with missing_in_words(config):
         config = resolve(config)
     workdir = place(workdir)
+    if sources is None:
+        check_outside(workdir, "--workdir", config.data)
     data = "data from Python" if sources is not None else config.data.name
     cli.announce(f"pretraining {config.method.name} on {data} in {workdir}")
     distributed.check_launched(config.run.distributed)
