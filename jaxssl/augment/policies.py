@@ -105,6 +105,14 @@ def _any_size(check: Callable[..., None]) -> Callable[..., None]:
     return lambda height, width, *numbers: check(*numbers)
 
 
+def _check_exclusive(height: int, width: int, gap: float, min_side: float) -> None:
+    spatial.check_exclusive(gap, min_side, height, width)
+
+
+def _check_non_overlapping(height: int, width: int, min_side: float) -> None:
+    spatial.check_non_overlapping(min_side, height, width)
+
+
 def _check_patch(height: int, width: int, patch_area: float) -> None:
     spatial.check_patch(patch_area, height, width)
 
@@ -134,12 +142,8 @@ PAIRS: dict[str, Pair] = {
         _any_size(spatial.check_fixed_area),
     ),
     "patch": Pair(_patch, {"patch_area": AREA}, _check_patch),
-    "exclusive": Pair(
-        _exclusive, {"gap": SHARE, "min_side": AREA}, _any_size(spatial.check_exclusive)
-    ),
-    "non_overlapping": Pair(
-        _non_overlapping, {"min_side": AREA}, _any_size(spatial.check_non_overlapping)
-    ),
+    "exclusive": Pair(_exclusive, {"gap": SHARE, "min_side": AREA}, _check_exclusive),
+    "non_overlapping": Pair(_non_overlapping, {"min_side": AREA}, _check_non_overlapping),
     "cutout": Pair(_patch, {"patch_area": AREA}, _check_patch, _cut_out),
     "cutout_blur": Pair(
         _patch, {"patch_area": AREA, "blur_sigma": NON_NEGATIVE}, _check_blurred_patch, _blur_out
