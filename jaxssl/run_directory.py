@@ -196,9 +196,10 @@ def check_outside(
     Raises:
       UserError: if one lies inside the other, links followed.
     """
-    compose = data.compose if "compose" in data else {}
-    folders = (data.data_dir, compose["digits_dir"] if "digits_dir" in compose else "")
-    for folder, data_flag in zip(folders, data_flags, strict=True):
+    folders = [data.data_dir]
+    if "compose" in data and "digits_dir" in data.compose:
+        folders.append(data.compose.digits_dir)
+    for folder, data_flag in zip(folders, data_flags, strict=False):
         if not folder or not is_local(written) or "://" in folder:
             continue
         if is_inside(written, folder):

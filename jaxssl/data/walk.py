@@ -2,7 +2,8 @@
 
 Links are followed, but no folder is read twice, and a picture that two links lead to is known as
 one (`doubled`); copies and hard links are pictures of their own. Passed over are hidden files and
-folders, those that operating systems and archivers leave (`LEFTOVERS`), and what is no regular file.
+folders, those that operating systems and archivers leave (`LEFTOVERS`), and pipes, sockets and
+devices.
 """
 
 import collections

@@ -183,8 +183,8 @@ def test_images_a_pixel_wide_have_crops_with_an_area(name):
     sizes = np.array([(1, 16), (16, 1), (1, 2), (2, 1), (2, 2), (2, 3)])
     keys = jax.random.split(jax.random.key(0), 32 * len(sizes))
     sizes = np.tile(sizes, (32, 1))
-    for given in numbers:
-        spread = {k: np.full(len(keys), v, np.float32) for k, v in given.items()}
+    for chosen in numbers:
+        spread = {k: np.full(len(keys), v, np.float32) for k, v in chosen.items()}
         pair = [np.float64(box) for box in boxes(keys, sizes, spread)]
         assert_inside(sizes, *pair)
         if name == "exclusive":
