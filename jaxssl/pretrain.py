@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from jaxssl import cli, distributed
 from jaxssl.augment.policies import (
     Policy,
+    check_order,
     check_policy,
     make_finisher,
     make_policy,
@@ -323,6 +324,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         },
     )
     recipes(config.views)
+    check_order(config.views.policy, config.corruption.order)
     return config
 
 

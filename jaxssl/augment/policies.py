@@ -271,6 +271,23 @@ def check_policy(views: ConfigDict, hyper: ConfigDict, height: int, width: int) 
             raise UserError(f"--config.views.policy={views.policy}: {error}") from error
 
 
+def check_order(policy: str, order: str) -> None:
+    """Refuses a spatial policy where views are not augmented.
+
+    Args:
+      policy: ``views.policy``.
+      order: ``corruption.order``.
+
+    Raises:
+      UserError: naming both.
+    """
+    if order == "no_aug" and policy != "multi_view":
+        raise UserError(
+            f"--config.corruption.order=no_aug cuts no crops, so that --config.views.policy={policy} "
+            "would place none: give --config.views.policy=multi_view, or another order."
+        )
+
+
 Finish = Callable[[Array, Batch, int], Float[Array, "b h w c"]]
 """From (images, batch, view number) to what a network sees of any view."""
 
