@@ -283,8 +283,9 @@ def check_order(policy: str, order: str) -> None:
     """
     if order == "no_aug" and policy != "multi_view":
         raise UserError(
-            f"--config.corruption.order=no_aug cuts no crops, so that --config.views.policy={policy} "
-            "would place none: give --config.views.policy=multi_view, or another order."
+            "--config.corruption.order=no_aug cuts no crops, so that "
+            f"--config.views.policy={policy} would place none: give "
+            "--config.views.policy=multi_view, or another order."
         )
 
 
