@@ -42,7 +42,8 @@ _UPRIGHT = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 # What Pillow makes of a stored sample of so many bits: 255 at most, by this factor.
-_MASK_FACTORS = {"1": 1, "L": 1, "L;2": 85, "L;4": 17, "P": 1, "P;1": 1, "P;2": 1, "P;4": 1}
+_FACTORS = {"1": 1, "L": 1, "L;2": 85, "L;4": 17, "P": 1, "P;1": 1, "P;2": 1, "P;4": 1}
+_GREY_FACTORS = {samples: _FACTORS[samples] for samples in ("L;2", "L;4")}
 _LOSSLESS = ("BMP", "GIF", "PNG", "PPM", "TGA", "TIFF")
 _MASK_REMEDY = (
     "store the class of each pixel, 0 to 254, or 255 for none, as a grey or palette PNG of at most "
@@ -137,7 +138,7 @@ def decode_mask(
             f"has {size[0]} x {size[1]}, upright by its EXIF orientation: give both the same size."
         )
     stored = np.asarray(mask.image).astype(np.uint8)
-    classes = PIL.Image.fromarray(stored // np.uint8(_MASK_FACTORS.get(mask.samples, 1)))
+    classes = PIL.Image.fromarray(stored // np.uint8(_FACTORS.get(mask.samples, 1)))
     return fitted(classes, canonical, PIL.Image.Resampling.NEAREST, padding=NO_CLASS)
 
 
@@ -174,6 +175,8 @@ def _opened(encoded: str | bytes | np.ndarray | None, where: str, *, upright: bo
                 _quiet_libtiff()
                 kind = f"TIFF with {file.info.get('compression')}"
             file.load()
+            if isinstance(file.info.get("transparency"), int):  # the stored value, as is no pixel's
+                file.info["transparency"] *= _GREY_FACTORS.get(samples, 1)
             return _Opened(_upright(file) if upright else file, samples, highest, kind)
     except PIL.UnidentifiedImageError as error:
         raise UnreadableImageError(where, "its content is of no kind that Pillow reads") from error
@@ -228,7 +231,11 @@ def _in_8_bits(opened: _Opened, canonical: Canonical, where: str) -> PIL.Image.I
         values = np.asarray(image)
         if highest not in (255, MAX_16_BITS):  # Pillow has stretched them
             values = np.rint(values * (highest / MAX_16_BITS))
-        return PIL.Image.fromarray(to_8_bits(values, canonical.scale, where))
+        grey = PIL.Image.fromarray(to_8_bits(values, canonical.scale, where))
+        clear = values == image.info.get("transparency")
+        if np.any(clear):  # one grey of a PNG stands for no colour
+            grey.putalpha(PIL.Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
+        return grey
     if ";16" in samples or highest > 255:
         raise UserError(
             f"{where} has 16 bits a channel and colours or transparency, of which Pillow would "
@@ -258,7 +265,7 @@ def _not_classes(mask: _Opened) -> str | None:
         return f"of mode {mask.image.mode}"
     if not mask.kind.startswith(_LOSSLESS) or "jpeg" in mask.kind or "webp" in mask.kind:
         return f"in a format that may change values ({mask.kind})"
-    if (mask.samples and mask.samples not in _MASK_FACTORS) or mask.highest != 255:
+    if (mask.samples and mask.samples not in _FACTORS) or mask.highest != 255:
         return f"whose values Pillow changes as it reads them (stored as {mask.samples})"
     return None
 
