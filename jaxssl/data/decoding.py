@@ -175,8 +175,9 @@ def _opened(encoded: str | bytes | np.ndarray | None, where: str, *, upright: bo
                 _quiet_libtiff()
                 kind = f"TIFF with {file.info.get('compression')}"
             file.load()
-            if isinstance(file.info.get("transparency"), int):  # the stored value, as is no pixel's
-                file.info["transparency"] *= _GREY_FACTORS.get(samples, 1)
+            clear, factor = file.info.get("transparency"), _GREY_FACTORS.get(samples, 1)
+            if isinstance(clear, int) and clear * factor <= 255:
+                file.info["transparency"] = clear * factor  # Pillow leaves it as it was stored
             return _Opened(_upright(file) if upright else file, samples, highest, kind)
     except PIL.UnidentifiedImageError as error:
         raise UnreadableImageError(where, "its content is of no kind that Pillow reads") from error
@@ -232,9 +233,10 @@ def _in_8_bits(opened: _Opened, canonical: Canonical, where: str) -> PIL.Image.I
         if highest not in (255, MAX_16_BITS):  # Pillow has stretched them
             values = np.rint(values * (highest / MAX_16_BITS))
         grey = PIL.Image.fromarray(to_8_bits(values, canonical.scale, where))
-        clear = values == image.info.get("transparency")
-        if np.any(clear):  # one grey of a PNG stands for no colour
-            grey.putalpha(PIL.Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
+        clear = image.info.get("transparency")
+        if isinstance(clear, int) and (values == clear).any():  # a grey that stands for no colour
+            opaque = np.where(values == clear, 0, 255).astype(np.uint8)
+            grey.putalpha(PIL.Image.fromarray(opaque))
         return grey
     if ";16" in samples or highest > 255:
         raise UserError(

@@ -49,11 +49,11 @@ def write(root, content, encode=lambda text: text.encode()):
         ("images", image(3, "../c.png"), r"image id 3 with file_name '\.\./c\.png'"),
         ("categories", {"id": 2, "name": "emu"}, r"two categories with id 2 \(name 'dog' and 'emu"),
         ("categories", {"id": 3, "name": "dog"}, r"two categories with name 'dog' \(id 2 and 3\)"),
-        ("annotations", box(8, 1, [0, 0, 1, 1]), r"two annotations with id 8 \(image_id 2 and 1\)"),
+        ("annotations", box(8, 1, [0, 0, 1, 1]), r"two annotations with id 8 \(image_id 2 a"),
         (
             "annotations",
             box([8], 1, [0, 0, 1, 1]),
-            r"annotation id \[8\] of image id 1 of category",
+            r"annotation id \[8\] of image id 1 of c",
         ),
         ("annotations", box(9, 99, [0, 0, 1, 1]), r"annotation id 9 of image id 99 with image_id"),
         ("annotations", box(9, 1, [0, 0, 1, 1], 99), r"id 9 of image id 1 with category_id 99,"),
