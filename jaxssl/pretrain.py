@@ -7,7 +7,6 @@ needs; the same command again resumes, or says that the run is finished.
 import contextlib
 import dataclasses
 import fractions
-import hashlib
 import json
 import os
 import time
@@ -31,7 +30,7 @@ from jaxssl.augment.policies import (
     recipes,
 )
 from jaxssl.checkpoint import Checkpoints
-from jaxssl.data.examples import Source, abstract_batch, identity
+from jaxssl.data.examples import Source, abstract_batch, identity, identity_differences
 from jaxssl.data.pipeline import Batches, check_distinct, repeats, train_batches
 from jaxssl.data.sources import check_view_size
 from jaxssl.data.splits import Splits
@@ -45,7 +44,14 @@ from jaxssl.methods import METHODS, Method, Spec
 from jaxssl.randomness import check_seed
 from jaxssl.ranges import AT_LEAST_ONE, AT_LEAST_TWO, NON_NEGATIVE, POSITIVE, Ranges, check_ranges
 from jaxssl.reporting import MetricWriter, Progress
-from jaxssl.run_directory import check_outside, claim, note_resumption, owned, place
+from jaxssl.run_directory import (
+    check_outside,
+    claim,
+    config_differences,
+    note_resumption,
+    owned,
+    place,
+)
 from jaxssl.training.loop import Cadence, EpochHook, Reporter, train
 from jaxssl.training.schedules import Schedules, check_schedule
 from jaxssl.training.state import Blueprint, TrainState, traced_scalars
@@ -86,7 +92,7 @@ def pretrain(
         distributed.initialize()
     plan = make_plan(config, sources)
     content = identity(plan.source) | {"from_python": sources is not None}
-    distributed.check_equal("the digest of config and data", same_on_all(config, content))
+    distributed.check_equal("config and data", same_on_all(config, content), differing)
     for line in plan.in_words(config, sources is None):
         say(line)
     with (
@@ -333,10 +339,19 @@ def absolute(folder: str) -> str:
     return os.path.abspath(os.path.expanduser(folder)) if folder and "://" not in folder else folder
 
 
-def same_on_all(config: ConfigDict, data: Mapping[str, Any]) -> str:
-    """SHA-256 of what all processes of a job must agree on, in hexadecimal."""
-    told = json.dumps([config.to_dict(), {**data, "name": ""}], sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()
+def same_on_all(config: ConfigDict, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What all processes of a job must agree on, as JSON gives it back."""
+    told = {"config": config.to_dict(), "data": {**data, "name": ""}}
+    return json.loads(json.dumps(told, default=str))
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Where two of `same_on_all` differ, in words."""
+    configs = (ConfigDict(told["config"]) for told in (one, other))
+    return [
+        *config_differences(*configs, ignore=()),
+        *identity_differences(one["data"], other["data"]),
+    ]
 
 
 def check_hyper(hyper: ConfigDict, epochs: float, readers: Mapping[str, Ranges]) -> None:
