@@ -207,11 +207,7 @@ class Plan:
         steps = self.blueprint.spec.total_steps
         found = repeats(len(self.source), config.batch_size, config.data_seed, steps)
         if found.batches:
-            lines.append(
-                f"{found.batches:,} of {steps:,} batches straddle two epochs and hold "
-                f"{found.images:.1f} images twice on average: a batch-wise loss takes such a pair "
-                "for two images"
-            )
+            lines.append(found.in_words(steps))
         return [*lines, *(f"note: {sentence}" for sentence in self.lacking)]
 
 
