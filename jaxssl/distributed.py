@@ -153,15 +153,27 @@ def all_or_none(what: str, problem: str | None) -> None:
             raise UserError(f"process {process} of {jax.process_count()} {said}")
 
 
-def check_equal(what: str, value: Any) -> None:
-    """Raises UserError on every process unless all of them have the same value."""
+def check_equal(
+    what: str, value: Any, differences: Callable[[Any, Any], Sequence[str]] | None = None
+) -> None:
+    """Raises UserError on every process unless all of them have the same value.
+
+    Args:
+      what: what the value is, for the message.
+      value: what JSON can hold.
+      differences: from two values to where they differ, for a value too long to be said.
+    """
     values = gather(what, value)
     for process, other in enumerate(values):
-        if other != values[0]:
-            raise UserError(
-                f"{what} is {values[0]} on process 0 and {other} on process {process}: start all "
-                "processes with the same command, on storage that all of them share."
-            )
+        if other == values[0]:
+            continue
+        told = f"{what} is {values[0]} on process 0 and {other} on process {process}"
+        if differences is not None:
+            clauses = "; ".join(differences(values[0], other))
+            told = f"{what} of process 0 and of process {process} differ ({clauses})"
+        raise UserError(
+            f"{told}: start all processes with the same command, on storage that all of them share."
+        )
 
 
 def _in_words(what: str, error: BaseException) -> str:

@@ -42,7 +42,7 @@ from jaxssl.evaluation.probe_data import (
     with_data,
 )
 from jaxssl.randomness import Split
-from jaxssl.run_directory import read_config, read_info
+from jaxssl.run_directory import check_outside, read_config, read_info
 from jaxssl.storage import Path, as_path, check_writable
 
 SPLITS = ("pretrain", "train", "validation", "test")
@@ -209,20 +209,24 @@ def embed(
     }
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path, run: Path, data: ConfigDict, place: Place) -> None:
+    """Raises UserError unless a file may be written there; the others as those of `embed`."""
     if out.suffix != ".npz" or out.is_dir():
         raise UserError(f"--out={out} must be a file whose name ends in .npz.")
     check_writable(out.parent, "--out")
+    config = with_data(read_config(run), data, place, embed_data_settings())
+    own_flags = ("--data.data_dir" if data.name else "--data_dir", "--digits_dir")
+    check_outside(out, "--out", config.data, own_flags)
 
 
 def _main(values: flags.FlagValues) -> None:
     run, out = as_path(values.run, "--run"), as_path(values.out, "--out")
-    _check_out(out)
+    place = Place(values.data_dir, values.digits_dir)
+    check_out(out, run, values.data, place)
     distributed.check_launched(values.embed.distributed, "--embed.distributed")
     if values.embed.distributed:
         distributed.initialize("--embed.distributed")
     cli.announce(f"embedding with layer {values.embed.layer} of {run} into {out}")
-    place = Place(values.data_dir, values.digits_dir)
     made = embed(run, values.step, values.embed, values.data, place)
     if jax.process_index() == 0:
         write_npz(out, **made)

@@ -58,7 +58,7 @@ from jaxssl.evaluation.probe_data import (
 from jaxssl.metrics.knn import Protocol, knn_accuracy
 from jaxssl.randomness import check_seed
 from jaxssl.reporting import print_table, results_table
-from jaxssl.run_directory import read_config, read_info, run_info
+from jaxssl.run_directory import check_outside, read_config, read_info, run_info
 from jaxssl.storage import Path, as_path, write_json
 
 __all__ = ["linear_probe", "open_splits", "print_card", "probe_run"]
@@ -139,6 +139,9 @@ def probe_run(
     info = read_info(run)
     _check_sources(run, info, sources, data)
     config = with_data(read_config(run), data, place)
+    if sources is None:
+        own_flags = ("--data.data_dir" if data.name else "--data_dir", "--digits_dir")
+        check_outside(run, "--run", config.data, own_flags)
     mesh = distributed.data_mesh()
     with flags_of(None if data.name else _OWN_FLAGS):
         parts = open_splits(config, settings, sources)

@@ -7,7 +7,6 @@ needs; the same command again resumes, or says that the run is finished.
 import contextlib
 import dataclasses
 import fractions
-import hashlib
 import json
 import os
 import time
@@ -23,6 +22,7 @@ from ml_collections import ConfigDict
 from jaxssl import cli, distributed
 from jaxssl.augment.policies import (
     Policy,
+    check_order,
     check_policy,
     make_finisher,
     make_policy,
@@ -30,7 +30,7 @@ from jaxssl.augment.policies import (
     recipes,
 )
 from jaxssl.checkpoint import Checkpoints
-from jaxssl.data.examples import Source, abstract_batch, identity
+from jaxssl.data.examples import Source, abstract_batch, identity, identity_differences
 from jaxssl.data.pipeline import Batches, check_distinct, repeats, train_batches
 from jaxssl.data.sources import check_view_size
 from jaxssl.data.splits import Splits
@@ -44,7 +44,14 @@ from jaxssl.methods import METHODS, Method, Spec
 from jaxssl.randomness import check_seed
 from jaxssl.ranges import AT_LEAST_ONE, AT_LEAST_TWO, NON_NEGATIVE, POSITIVE, Ranges, check_ranges
 from jaxssl.reporting import MetricWriter, Progress
-from jaxssl.run_directory import claim, note_resumption, owned, place
+from jaxssl.run_directory import (
+    check_outside,
+    claim,
+    config_differences,
+    note_resumption,
+    owned,
+    place,
+)
 from jaxssl.training.loop import Cadence, EpochHook, Reporter, train
 from jaxssl.training.schedules import Schedules, check_schedule
 from jaxssl.training.state import Blueprint, TrainState, traced_scalars
@@ -76,6 +83,8 @@ def pretrain(
     with missing_in_words(config):
         config = resolve(config)
     workdir = place(workdir)
+    if sources is None:
+        check_outside(workdir, "--workdir", config.data)
     data = "data from Python" if sources is not None else config.data.name
     cli.announce(f"pretraining {config.method.name} on {data} in {workdir}")
     distributed.check_launched(config.run.distributed)
@@ -83,7 +92,7 @@ def pretrain(
         distributed.initialize()
     plan = make_plan(config, sources)
     content = identity(plan.source) | {"from_python": sources is not None}
-    distributed.check_equal("the digest of config and data", same_on_all(config, content))
+    distributed.check_equal("config and data", same_on_all(config, content), differing)
     for line in plan.in_words(config, sources is None):
         say(line)
     with (
@@ -145,7 +154,7 @@ class Plan:
     Attributes:
       mesh: the devices.
       source: what is trained on.
-      opened: all splits that were opened, by name.
+      splits: all that the data have, by name.
       lacking: what a later probe would lack, in sentences.
       blueprint: the method and its optimizer.
       step: the jitted `Step`.
@@ -156,7 +165,7 @@ class Plan:
 
     mesh: Mesh
     source: Source
-    opened: Mapping[str, Source]
+    splits: Mapping[str, Source]
     lacking: Sequence[str]
     blueprint: Blueprint
     step: Any
@@ -192,17 +201,13 @@ class Plan:
         parameters = sum(leaf.size for leaf in shapes)
         devices = f"{self.mesh.size} x {kind}"
         lines = [
-            f"data: {describe(self.opened, data)}",
+            f"data: {describe(self.splits, data)}",
             f"model: {config.encoder.name}, {parameters:,} parameters in all; devices: {devices}",
         ]
         steps = self.blueprint.spec.total_steps
         found = repeats(len(self.source), config.batch_size, config.data_seed, steps)
         if found.batches:
-            lines.append(
-                f"{found.batches:,} of {steps:,} batches straddle two epochs and hold "
-                f"{found.images:.1f} images twice on average: a batch-wise loss takes such a pair "
-                "for two images"
-            )
+            lines.append(found.in_words(steps))
         return [*lines, *(f"note: {sentence}" for sentence in self.lacking)]
 
 
@@ -253,8 +258,8 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
     return Plan(
         mesh=mesh,
         source=source,
-        opened=splits.opened(),
         lacking=check_probeable(config, splits),
+        splits=splits.known(),
         blueprint=blueprint,
         step=step,
         epoch_hook=hook,
@@ -321,6 +326,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         },
     )
     recipes(config.views)
+    check_order(config.views.policy, config.corruption.order)
     return config
 
 
@@ -329,10 +335,19 @@ def absolute(folder: str) -> str:
     return os.path.abspath(os.path.expanduser(folder)) if folder and "://" not in folder else folder
 
 
-def same_on_all(config: ConfigDict, data: Mapping[str, Any]) -> str:
-    """SHA-256 of what all processes of a job must agree on, in hexadecimal."""
-    told = json.dumps([config.to_dict(), {**data, "name": ""}], sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()
+def same_on_all(config: ConfigDict, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What all processes of a job must agree on, as JSON gives it back."""
+    told = {"config": config.to_dict(), "data": {**data, "name": ""}}
+    return json.loads(json.dumps(told, default=str))
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Where two of `same_on_all` differ, in words."""
+    configs = (ConfigDict(told["config"]) for told in (one, other))
+    return [
+        *config_differences(*configs, ignore=()),
+        *identity_differences(one["data"], other["data"]),
+    ]
 
 
 def check_hyper(hyper: ConfigDict, epochs: float, readers: Mapping[str, Ranges]) -> None:

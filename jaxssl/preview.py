@@ -30,6 +30,7 @@ from jaxssl.data.splits import Splits, corrupted
 from jaxssl.errors import UserError, choose
 from jaxssl.pretrain import policy_of, resolve
 from jaxssl.ranges import values_of
+from jaxssl.run_directory import check_outside
 from jaxssl.training.schedules import Schedules
 from jaxssl.training.state import traced_scalars
 
@@ -362,6 +363,7 @@ def _write(out: pathlib.Path, png: bytes) -> None:
 def _main(values: flags.FlagValues) -> None:
     out = pathlib.Path(values.out)
     _check_out(out)
+    check_outside(out, "--out", values.config.data)
     cli.announce(f"drawing what {values.config.method.name} would see into {out}")
     figure = preview(
         values.config,

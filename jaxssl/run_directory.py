@@ -28,6 +28,7 @@ from jaxssl.storage import (
     as_path,
     check_writable,
     half_written,
+    is_inside,
     is_local,
     read_json,
     write_json,
@@ -173,6 +174,44 @@ def place(workdir: str | os.PathLike[str], flag: str = "--workdir") -> Path:
     path = as_path(workdir, flag)
     check_writable(path, flag)
     return path
+
+
+DATA_FLAGS = ("--config.data.data_dir", "--config.data.compose.digits_dir")
+
+
+def check_outside(
+    written: Path,
+    flag: str,
+    data: ml_collections.ConfigDict,
+    data_flags: tuple[str, str] = DATA_FLAGS,
+) -> None:
+    """Refuses to write among the data, or around them.
+
+    Args:
+      written: a directory or a file that a program makes.
+      flag: who names it.
+      data: the ``data`` group of the config.
+      data_flags: who names its ``data_dir`` and its ``compose.digits_dir``.
+
+    Raises:
+      UserError: if one lies inside the other, links followed.
+    """
+    folders = [data.data_dir]
+    if "compose" in data and "digits_dir" in data.compose:
+        folders.append(data.compose.digits_dir)
+    for folder, data_flag in zip(folders, data_flags, strict=False):
+        if not folder or not is_local(written) or "://" in folder:
+            continue
+        if is_inside(written, folder):
+            raise UserError(
+                f"{flag}={written} lies inside {folder}, which holds the data ({data_flag}): name "
+                "a place outside of it."
+            )
+        if is_inside(folder, written):
+            raise UserError(
+                f"{folder}, which holds the data ({data_flag}), lies inside {flag}={written}: name "
+                "another directory, for a run alone."
+            )
 
 
 @contextlib.contextmanager

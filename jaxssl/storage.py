@@ -80,6 +80,12 @@ def is_local(path: Path) -> bool:
     return not os.fspath(path).startswith(_CLOUD)
 
 
+def is_inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+    """Whether a local path, links followed, is a folder or lies below it."""
+    inner, outer = (os.path.realpath(os.path.expanduser(place)) for place in (path, folder))
+    return os.path.commonpath([inner, outer]) == outer
+
+
 def check_writable(path: Path, flag: str) -> None:
     """Raises UserError if a directory cannot be made or written to; makes nothing."""
     if not is_local(path):

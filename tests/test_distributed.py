@@ -61,6 +61,14 @@ def test_alone_nothing_is_exchanged():
         distributed.all_or_none("a number", "sees nothing.")
 
 
+def test_values_that_differ_are_told_or_where_they_differ(monkeypatch):
+    monkeypatch.setattr(distributed, "gather", lambda what, value: [value, value, 5])
+    with pytest.raises(UserError, match=r"^a number is 3 on process 0 and 5 on process 2: start"):
+        distributed.check_equal("a number", 3)
+    with pytest.raises(UserError, match=r"^numbers of process 0 and of process 2 differ \(3 < 5"):
+        distributed.check_equal("numbers", 3, lambda one, other: [f"{one} < {other}"])
+
+
 @pytest.mark.parametrize("number", [-1, 10**6])
 def test_a_number_of_devices_that_cannot_be_is_named(number):
     with pytest.raises(UserError, match=rf"{number}.* or 0 for all"):

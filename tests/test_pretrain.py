@@ -17,7 +17,7 @@ from jaxssl.data.examples import array_source
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.linear_probe import linear_probe
-from jaxssl.pretrain import check_letterbox, pretrain, resolve
+from jaxssl.pretrain import check_letterbox, differing, pretrain, resolve
 from jaxssl.randomness import Split
 from jaxssl.reporting import read_metrics
 from jaxssl.run_directory import claim, read_config, read_info
@@ -81,6 +81,8 @@ def test_run_directory_and_finished_run(tmp_path, capsys):
 def test_resumes_where_it_stopped_and_says_so(tmp_path, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     pretrain(short(), whole)
+    held_out = "data: train 1,294 images, 10 classes; validation 143 (cut from train); test 360\n"
+    assert held_out in capsys.readouterr().out  # though nothing is evaluated
     pretrain(short(**{"run.stop_step": 4}), parts)
     capsys.readouterr()
     pretrain(short(), parts)
@@ -129,8 +131,16 @@ def test_refuses_other_data(tmp_path):
     own = {"train": array_source("mine", Split.TRAIN, images, labels, num_classes=10)}
     config = short(**{"run.stop_step": 3, "evals.knn.every": 0.0})
     pretrain(config, tmp_path / "run", own)
-    for sources in (None, {"train": own["train"].take(np.arange(150))}):
-        with pytest.raises(UserError, match="holds a run on other data"):
+    other = {"train": array_source("mine", Split.TRAIN, images[::-1], labels, num_classes=10)}
+    for sources, difference in (
+        (
+            None,
+            r"\(200 images before any cut then, 1,437 images .* now; .* from Python then",
+        ),
+        ({"train": own["train"].take(np.arange(150))}, r"\(200 images then, 150 images now\): cho"),
+        (other, r"\(the images' content is not the same\): choose another --workdir"),
+    ):
+        with pytest.raises(UserError, match=f"holds a run on other data {difference}"):
             pretrain(config, tmp_path / "run", sources)
     with pytest.raises(UserError, match="data that came from Python"):
         linear_probe(tmp_path / "run", None, probe.default_config(), baselines=False)
@@ -247,7 +257,7 @@ def test_processes_that_were_told_otherwise_are_refused(tmp_path, monkeypatch):
     """Each would train on, with a temperature or with data of its own."""
     asked = []
 
-    def check_equal(what, value):
+    def check_equal(what, value, differences=None):
         asked.append((what, value))
 
     monkeypatch.setattr(distributed, "check_equal", check_equal)
@@ -257,9 +267,10 @@ def test_processes_that_were_told_otherwise_are_refused(tmp_path, monkeypatch):
         own = {"train": array_source("mine", Split.TRAIN, images + level, labels, num_classes=10)}
         config = short(**{"run.stop_step": 1, "hyper.temperature": temperature})
         pretrain(config, tmp_path / str(number), own)
-    digests = [value for what, value in asked if "config and data" in what]
-    assert digests[0] == digests[3]
-    assert len({*digests}) == 3
+    first, warm, other, again = (value for what, value in asked if what == "config and data")
+    assert first == again
+    assert differing(first, warm) == ["hyper.temperature: 0.5 -> 0.9"]
+    assert differing(first, other) == ["the images' content is not the same"]
 
 
 def test_squares_of_a_share_of_the_picture_are_refused_where_pictures_may_be_long():

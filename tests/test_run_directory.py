@@ -1,12 +1,22 @@
 import json
+import types
 
 import ml_collections
 import numpy as np
 import pytest
+from old_run import copied
+from support import unchecked
+from tiny import config_for
 
+from jaxssl import embed, preview
 from jaxssl.errors import UserError
+from jaxssl.evaluation import probe
+from jaxssl.evaluation.probe_data import Place, data_settings
+from jaxssl.linear_probe import linear_probe
+from jaxssl.pretrain import pretrain
 from jaxssl.run_directory import (
     FORMAT,
+    check_outside,
     claim,
     config_differences,
     has_config,
@@ -43,6 +53,49 @@ def test_a_config_comes_back_equal_and_locked(tmp_path):
     assert config_differences(config, example()) == []
     assert json.loads((tmp_path / "new" / "config.json").read_text())["commit"] == "abc"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
+
+
+def data_in(folder, **compose):
+    data = {"data_dir": str(folder), **({"compose": compose} if compose else {})}
+    return ml_collections.ConfigDict(data)
+
+
+def test_nothing_is_written_among_the_data_or_around_them(tmp_path):
+    data = tmp_path / "data"
+    (data / "train").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(data / "train")
+    for inside in (data, data / "runs" / "a", tmp_path / "link" / "a"):
+        with pytest.raises(UserError, match=r"--workdir=.* lies inside .*data_dir\): name a p"):
+            check_outside(inside, "--workdir", data_in(data))
+    with pytest.raises(UserError, match=r"data, which .*\), lies inside --workdir=.*: name an"):
+        check_outside(tmp_path, "--workdir", data_in(data))
+    with pytest.raises(UserError, match=r"\(--config\.data\.compose\.digits_dir\)"):
+        check_outside(data, "--workdir", data_in("", digits_dir=str(tmp_path), size=3))
+    for folder in ("", data, f"{data}-2", "gs://bucket/data", tmp_path / "run-2"):
+        check_outside(tmp_path / "run", "--workdir", data_in(folder, size=3))
+
+
+def test_every_program_that_writes_looks_where(tmp_path):
+    run = copied("simclr", tmp_path / "photos")
+    config = config_for("simclr")
+    with config.unlocked():
+        config.data.data_dir = str(tmp_path / "photos")
+    inside = rf"{tmp_path}/photos.* lies inside {tmp_path}/photos, which holds the data"
+    with pytest.raises(UserError, match=f"--workdir={inside} .--config.data.data_dir"):
+        pretrain(config, tmp_path / "photos" / "new")
+    other = data_settings()
+    other.update(name="images", data_dir=str(tmp_path / "photos"))
+    with pytest.raises(UserError, match=f"--run={inside} .--data.data_dir"):
+        linear_probe(run, None, probe.default_config(), baselines=False, data=other)
+    for data, place, flag in (
+        (other, Place(), "--data.data_dir"),
+        (embed.embed_data_settings(), Place(str(tmp_path / "photos")), "--data_dir"),
+    ):
+        with pytest.raises(UserError, match=f"--out={inside} .{flag}"):
+            embed.check_out(tmp_path / "photos" / "x.npz", run, data, place)
+    values = types.SimpleNamespace(config=config, out=str(tmp_path / "photos" / "x.png"))
+    with pytest.raises(UserError, match=f"--out={inside} .--config.data.data_dir"):
+        unchecked(preview._main)(values)
 
 
 def test_a_failed_write_leaves_the_old_config(tmp_path, monkeypatch):

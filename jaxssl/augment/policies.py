@@ -105,6 +105,14 @@ def _any_size(check: Callable[..., None]) -> Callable[..., None]:
     return lambda height, width, *numbers: check(*numbers)
 
 
+def _check_exclusive(height: int, width: int, gap: float, min_side: float) -> None:
+    spatial.check_exclusive(gap, min_side, height, width)
+
+
+def _check_non_overlapping(height: int, width: int, min_side: float) -> None:
+    spatial.check_non_overlapping(min_side, height, width)
+
+
 def _check_patch(height: int, width: int, patch_area: float) -> None:
     spatial.check_patch(patch_area, height, width)
 
@@ -134,12 +142,8 @@ PAIRS: dict[str, Pair] = {
         _any_size(spatial.check_fixed_area),
     ),
     "patch": Pair(_patch, {"patch_area": AREA}, _check_patch),
-    "exclusive": Pair(
-        _exclusive, {"gap": SHARE, "min_side": AREA}, _any_size(spatial.check_exclusive)
-    ),
-    "non_overlapping": Pair(
-        _non_overlapping, {"min_side": AREA}, _any_size(spatial.check_non_overlapping)
-    ),
+    "exclusive": Pair(_exclusive, {"gap": SHARE, "min_side": AREA}, _check_exclusive),
+    "non_overlapping": Pair(_non_overlapping, {"min_side": AREA}, _check_non_overlapping),
     "cutout": Pair(_patch, {"patch_area": AREA}, _check_patch, _cut_out),
     "cutout_blur": Pair(
         _patch, {"patch_area": AREA, "blur_sigma": NON_NEGATIVE}, _check_blurred_patch, _blur_out
@@ -265,6 +269,24 @@ def check_policy(views: ConfigDict, hyper: ConfigDict, height: int, width: int) 
             PAIRS[views.policy].check(height, width, *numbers)
         except ValueError as error:
             raise UserError(f"--config.views.policy={views.policy}: {error}") from error
+
+
+def check_order(policy: str, order: str) -> None:
+    """Refuses a spatial policy where views are not augmented.
+
+    Args:
+      policy: ``views.policy``.
+      order: ``corruption.order``.
+
+    Raises:
+      UserError: naming both.
+    """
+    if order == "no_aug" and policy != "multi_view":
+        raise UserError(
+            "--config.corruption.order=no_aug cuts no crops, so that "
+            f"--config.views.policy={policy} would place none: give "
+            "--config.views.policy=multi_view, or another order."
+        )
 
 
 Finish = Callable[[Array, Batch, int], Float[Array, "b h w c"]]

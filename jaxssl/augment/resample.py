@@ -193,7 +193,7 @@ def random_crop_box(
     corner = jnp.minimum(jnp.floor(place * (room * grid + 1)) / grid, room)
 
     across = image[::-1] * jnp.array([1 / ratio[0], ratio[1]], dtype=jnp.float32)
-    central = rounded(jnp.minimum(image, across))
+    central = jnp.maximum(rounded(jnp.minimum(image, across)), 1 / grid)
     margin = jnp.floor(grid * (image - central) / 2) / grid
     any_fits = jnp.any(fits)
     side = jnp.where(any_fits, side, central)

@@ -59,8 +59,9 @@ def check_patch(area: float, height: int = 1, width: int = 1) -> None:
     )
 
 
-def check_exclusive(gap: float, min_side: float) -> None:
+def check_exclusive(gap: float, min_side: float, height: int = 2, width: int = 2) -> None:
     """Refuses what `exclusive_boxes` cannot meet."""
+    _check_two_pixels(height, width)
     _require(0 <= gap < 1, f"gap={gap} must be a fraction from 0, below 1.")
     most = (1 - gap) / 2
     _require(
@@ -70,11 +71,19 @@ def check_exclusive(gap: float, min_side: float) -> None:
     )
 
 
-def check_non_overlapping(min_side: float) -> None:
+def check_non_overlapping(min_side: float, height: int = 2, width: int = 2) -> None:
     """Refuses what `non_overlapping_boxes` cannot meet."""
+    _check_two_pixels(height, width)
     _require(
         0 < min_side <= 0.5 + _SLACK,
         f"min_side={min_side} leaves no room for two crops: give a fraction above 0, at most 0.5.",
+    )
+
+
+def _check_two_pixels(height: int, width: int) -> None:
+    _require(
+        max(height, width) > 1,
+        f"no two crops of an image of {height} x {width} pixels are without a pixel in common.",
     )
 
 
@@ -263,13 +272,15 @@ def exclusive_boxes(
 ) -> Boxes:
     """Two squares that a band of the area ``gap`` keeps apart.
 
-    The band has the full width or, with probability 1/2, the full height of the image; its place is
-    uniform over all that leave ``min_side`` on both sides of it. The squares (of pixels, also in an
+    The band has the full width or, with probability 1/2, the full height of the image, which it
+    crosses if that has a single pixel on the other axis; its place is uniform over all that leave
+    ``min_side`` on both sides of it. The squares (of pixels, also in an
     image that is not) have uniform sides and places on either side of the band, and either comes
     first with probability 1/2. They do not touch for any gap above 0, and `resized_crop`, which
     reads each pixel that a box touches, reads none for both: a band thinner than a pixel starts on
     a pixel's edge, uniform over the edges in its range. (If there is none it takes one of the two
-    about its range, and a square may then be smaller than ``min_side`` by less than a pixel.)
+    about its range that leave a pixel on both sides, and a square may then be smaller than
+    ``min_side`` by less than a pixel.)
 
     Args:
       key: what the boxes depend on.
@@ -281,14 +292,17 @@ def exclusive_boxes(
     """
     gap, min_side = jnp.asarray(gap, jnp.float32), jnp.asarray(min_side, jnp.float32)
     draws = jax.random.uniform(key, (9,), jnp.float32)
-    stacked = draws[0] < 0.5
+    # A band across a single pixel would leave nothing on one side.
+    thin = jnp.minimum(height, width) < 2
+    stacked = jnp.where(thin, jnp.greater(height, width), draws[0] < 0.5)
     length = jnp.where(stacked, height, width).astype(jnp.float32)
     across = jnp.where(stacked, width, height).astype(jnp.float32)
     smallest = ops.product(min_side, jnp.float32(jnp.minimum(height, width)))
     band = ops.product(gap, length)
 
     low, high = smallest, length - band - smallest
-    edge = jnp.where(band < 1.0, _pixel_edge(draws[1], low, high), ops.between(low, high, draws[1]))
+    on_edge, anywhere = _pixel_edge(draws[1], low, high, length), ops.between(low, high, draws[1])
+    edge = jnp.where(band < 1.0, on_edge, anywhere)
     regions = ((jnp.zeros_like(edge), edge), (edge + band, length))
     before, after = (
         _square_within(draws[2 + 3 * k : 5 + 3 * k], *regions[k], across, smallest, stacked)
@@ -299,11 +313,18 @@ def exclusive_boxes(
 
 
 def _pixel_edge(
-    draw: Float[Array, ""], low: Float[Array, ""], high: Float[Array, ""]
+    draw: Float[Array, ""],
+    low: Float[Array, ""],
+    high: Float[Array, ""],
+    length: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """A whole number uniform over those in [low, high]; if there is none, one of the two about."""
+    """A whole number uniform over those in [low, high]; if there is none, one of the two about.
+
+    It is an edge inside: neither 0 nor ``length``.
+    """
     # A thousandth of a pixel: a range that float32 cut short of a whole number still holds it.
     ends = jnp.stack([jnp.ceil(low - 1e-3), jnp.floor(high + 1e-3)])
+    ends = jnp.clip(ends, 1.0, length - 1.0)
     first, last = jnp.min(ends), jnp.max(ends)
     return jnp.minimum(first + jnp.floor(draw * (last - first + 1.0)), last)
 

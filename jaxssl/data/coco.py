@@ -13,7 +13,13 @@ from ml_collections import ConfigDict
 
 from jaxssl.data.canonical import Canonical, canonical_boxes, padded_boxes
 from jaxssl.data.decoding import read_bytes, unreachable
-from jaxssl.data.folders import PARTS, FolderSource, folder_source, part_of
+from jaxssl.data.folders import (
+    PARTS,
+    FolderSource,
+    check_one_picture_each,
+    folder_source,
+    part_of,
+)
 from jaxssl.data.walk import NO_AREA, Found, composed, images_in, merged
 from jaxssl.errors import UserError
 
@@ -90,16 +96,20 @@ def open_coco(config: ConfigDict, published: str) -> FolderSource:
     passed_over = merged(
         files.passed_over,
         {
-            f"images not in {path.name}": len(there.keys() - set(listed)),
+            f"image not in {path.name}": len(there.keys() - set(listed)),
             NO_AREA: found.without_area,
         },
     )
     canonical = Canonical.from_config(config)
+    real = dict(zip(files.files, files.real, strict=True))
+    paths = [there.get(file, part / file) for file in listed]
+    images = Found(paths, [real.get(path, str(path)) for path in paths], passed_over)
+    check_one_picture_each(images, "two lists of boxes")
     return folder_source(
         config,
         published,
         part,
-        Found([there.get(file, part / file) for file in listed], passed_over),
+        images,
         _box_targets(found, canonical),
         class_names=tuple(train.categories[key] for key in sorted(train.categories)),
         sizes=found.sizes,
@@ -139,7 +149,9 @@ def _parsed(path: pathlib.Path, modified: int, size: int) -> Annotations:
 
 
 def _annotations(content: dict[str, Any], path: pathlib.Path) -> Annotations:
-    categories = _unique(content["categories"], "id", "name", "categories", path)
+    kinds = [{**kind, "name": composed(kind["name"])} for kind in content["categories"]]
+    categories = _unique(kinds, "id", "name", "categories", path)
+    _unique(kinds, "name", "id", "categories", path)
     numbers = {identity: number for number, identity in enumerate(sorted(categories))}
     images = [{**image, "file_name": _relative(image, path)} for image in content["images"]]
     _unique(images, "id", "file_name", "images", path)
@@ -156,6 +168,8 @@ def _annotations(content: dict[str, Any], path: pathlib.Path) -> Annotations:
     boxes, labels, rows = [], [], []
     for place, annotation in enumerate(content["annotations"]):
         _check_form(annotation, place, path)
+    _unique([a for a in content["annotations"] if "id" in a], "id", "image_id", "annotations", path)
+    for annotation in content["annotations"]:
         if annotation.get("iscrowd", 0):
             continue
         image, category = annotation["image_id"], annotation["category_id"]
@@ -175,7 +189,7 @@ def _annotations(content: dict[str, Any], path: pathlib.Path) -> Annotations:
     inside = np.clip(corners, 0, np.tile(sizes[row_of], 2))
     kept = (inside[:, 2:] > inside[:, :2]).all(axis=1)
     return Annotations(
-        categories={identity: composed(name) for identity, name in categories.items()},
+        categories=categories,
         files=tuple(image["file_name"] for image in images),
         sizes=sizes,
         boxes=corners[kept],
@@ -223,11 +237,11 @@ def _check_form(annotation: Any, place: int, path: pathlib.Path) -> None:
     numbers = isinstance(box, list) and all(
         isinstance(value, int | float) and not isinstance(value, bool) for value in box
     )
-    keys = annotation["image_id"], annotation["category_id"]
+    keys = [annotation[key] for key in ("id", "image_id", "category_id") if key in annotation]
     known = all(isinstance(key, int | str) and not isinstance(key, bool) for key in keys)
     if not numbers or len(box) != 4 or not known:
         raise UserError(
-            f"{path} has {_called(annotation)} of category id {keys[1]!r} with bbox {box!r}: ids "
+            f"{path} has {_called(annotation)} of category id {keys[-1]!r} with bbox {box!r}: ids "
             "must be whole numbers or texts, and bbox x, y, width and height; correct or remove it."
         )
     if annotation.get("iscrowd", 0) not in (0, 1):

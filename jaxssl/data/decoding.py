@@ -6,8 +6,10 @@ Annotations (boxes, masks) are of the picture as it is shown.
 """
 
 import ctypes
+import errno
 import functools
 import io
+import os
 import pathlib
 import re
 import warnings
@@ -40,7 +42,8 @@ _UPRIGHT = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 # What Pillow makes of a stored sample of so many bits: 255 at most, by this factor.
-_MASK_FACTORS = {"1": 1, "L": 1, "L;2": 85, "L;4": 17, "P": 1, "P;1": 1, "P;2": 1, "P;4": 1}
+_FACTORS = {"1": 1, "L": 1, "L;2": 85, "L;4": 17, "P": 1, "P;1": 1, "P;2": 1, "P;4": 1}
+_GREY_FACTORS = {samples: _FACTORS[samples] for samples in ("L;2", "L;4")}
 _LOSSLESS = ("BMP", "GIF", "PNG", "PPM", "TGA", "TIFF")
 _MASK_REMEDY = (
     "store the class of each pixel, 0 to 254, or 255 for none, as a grey or palette PNG of at most "
@@ -135,7 +138,7 @@ def decode_mask(
             f"has {size[0]} x {size[1]}, upright by its EXIF orientation: give both the same size."
         )
     stored = np.asarray(mask.image).astype(np.uint8)
-    classes = PIL.Image.fromarray(stored // np.uint8(_MASK_FACTORS.get(mask.samples, 1)))
+    classes = PIL.Image.fromarray(stored // np.uint8(_FACTORS.get(mask.samples, 1)))
     return fitted(classes, canonical, PIL.Image.Resampling.NEAREST, padding=NO_CLASS)
 
 
@@ -172,6 +175,9 @@ def _opened(encoded: str | bytes | np.ndarray | None, where: str, *, upright: bo
                 _quiet_libtiff()
                 kind = f"TIFF with {file.info.get('compression')}"
             file.load()
+            clear, factor = file.info.get("transparency"), _GREY_FACTORS.get(samples, 1)
+            if isinstance(clear, int) and clear * factor <= 255:
+                file.info["transparency"] = clear * factor  # Pillow leaves it as it was stored
             return _Opened(_upright(file) if upright else file, samples, highest, kind)
     except PIL.UnidentifiedImageError as error:
         raise UnreadableImageError(where, "its content is of no kind that Pillow reads") from error
@@ -186,6 +192,8 @@ def read_bytes(path: str | pathlib.Path) -> bytes:
       UserError: if the system does not give it.
     """
     try:
+        if not os.path.isfile(path) and os.path.exists(path) and not os.path.isdir(path):
+            raise OSError(errno.EINVAL, "it is no regular file")  # to open a pipe would never end
         return pathlib.Path(path).read_bytes()
     except OSError as error:
         raise unreachable(path, error) from error
@@ -224,7 +232,12 @@ def _in_8_bits(opened: _Opened, canonical: Canonical, where: str) -> PIL.Image.I
         values = np.asarray(image)
         if highest not in (255, MAX_16_BITS):  # Pillow has stretched them
             values = np.rint(values * (highest / MAX_16_BITS))
-        return PIL.Image.fromarray(to_8_bits(values, canonical.scale, where))
+        grey = PIL.Image.fromarray(to_8_bits(values, canonical.scale, where))
+        clear = image.info.get("transparency")
+        if isinstance(clear, int) and (values == clear).any():  # a grey that stands for no colour
+            opaque = np.where(values == clear, 0, 255).astype(np.uint8)
+            grey.putalpha(PIL.Image.fromarray(opaque))
+        return grey
     if ";16" in samples or highest > 255:
         raise UserError(
             f"{where} has 16 bits a channel and colours or transparency, of which Pillow would "
@@ -254,7 +267,7 @@ def _not_classes(mask: _Opened) -> str | None:
         return f"of mode {mask.image.mode}"
     if not mask.kind.startswith(_LOSSLESS) or "jpeg" in mask.kind or "webp" in mask.kind:
         return f"in a format that may change values ({mask.kind})"
-    if (mask.samples and mask.samples not in _MASK_FACTORS) or mask.highest != 255:
+    if (mask.samples and mask.samples not in _FACTORS) or mask.highest != 255:
         return f"whose values Pillow changes as it reads them (stored as {mask.samples})"
     return None
 

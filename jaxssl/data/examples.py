@@ -7,7 +7,7 @@ the original split as its publisher made it, which survives every cut.
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -18,6 +18,7 @@ from jaxssl.data import digests
 from jaxssl.data.canonical import Canonical
 from jaxssl.errors import UserError
 from jaxssl.randomness import Split
+from jaxssl.words import counted
 
 Batch = dict[str, Any]
 Rows = Int[np.ndarray, " b"]
@@ -406,17 +407,41 @@ def identity(source: Source) -> dict[str, Any]:
 
 
 def identity_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Where two sets of examples differ, one line a key: ``examples: 90 -> 100``.
+    """Where two sets of examples differ, in words, one clause each: ``90 images then, 100 now``.
 
     Args:
       before: `identity` of the one, perhaps with further keys; ``name`` is not compared.
       now: that of the other.
+
+    Returns:
+      Differences of numbers, which bring others with them, or else of what only digests tell.
     """
-    return [
-        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted({*before, *now} - {"name"})
-        if before.get(key) != now.get(key)
+    unlike = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    said = [
+        f"{_NUMBERS[key](before[key])} then, {_NUMBERS[key](now[key])} now"
+        for key in unlike
+        if key in _NUMBERS and key in before and key in now
     ]
+    words = (_DIGESTS.get(key, key) for key in unlike if key != "name")
+    return said or [f"{what} not the same" for what in words]
+
+
+_NUMBERS: dict[str, Callable[[Any], str]] = {
+    "original_size": lambda count: f"{counted(count, 'image')} before any cut",
+    "examples": lambda count: f"{counted(count, 'image')}",
+    "image_shape": lambda shape: (
+        f"images of {shape[0]} x {shape[1]} pixels and {counted(shape[2], 'channel')}"
+    ),
+    "from_python": lambda given: f"data {'from Python' if given else 'that the config names'}",
+}
+_DIGESTS = {
+    "positions_sha256": "the choice of images is",
+    "classes_sha256": "the names of the classes are",
+    "files_sha256": "the names of the files are",
+    "targets_sha256": "the labels, or other targets, are",
+    "digits_sha256": "the digits' content is",
+    "content_sha256": "the images' content is",
+}
 
 
 def shared_fields(source: Source) -> dict[str, Any]:

@@ -7,9 +7,10 @@ are in `jaxssl.data.coco`.
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,18 +19,21 @@ from ml_collections import ConfigDict
 from jaxssl.data import digests
 from jaxssl.data.canonical import Canonical
 from jaxssl.data.decoding import Decoded, decode_image, decode_mask
-from jaxssl.data.examples import PUBLISHED, Batch, Rows, SourceFields
+from jaxssl.data.examples import PUBLISHED, Batch, Rows, Source, SourceFields
 from jaxssl.data.walk import (
     IMAGE_SUFFIXES,
     Found,
     composed,
+    doubled,
     files_beside_folders,
     folders_in,
     images_in,
     is_image,
     merged,
+    without_doubles,
 )
 from jaxssl.errors import UserError
+from jaxssl.storage import is_inside
 
 PARTS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 
@@ -45,6 +49,7 @@ class FolderSource(SourceFields):
       targets: arrays that lead with N, as in `Source.gather`; all but ``mask``.
       masks: the path of each row's mask, or None.
       sizes: int32 [N,2], the (height, width) that each picture must have as shown, or None.
+      linked: of the whole published split, where names lead that links give another place.
     """
 
     root: str
@@ -53,6 +58,7 @@ class FolderSource(SourceFields):
     targets: dict[str, np.ndarray]
     masks: tuple[str, ...] | None = None
     sizes: np.ndarray | None = None
+    linked: Mapping[str, str] = dataclasses.field(default_factory=dict)
     vectorised: bool = dataclasses.field(default=False, init=False)
 
     @property
@@ -209,19 +215,51 @@ def folder_source(
             "--config.data.data_dir."
         )
     defaults = {"num_classes": None, "class_names": None}
+    names = tuple(str(file.relative_to(part)) for file in found.files)
+    place = os.path.realpath(part)
     return FolderSource(
         name=f"{data_root(config).name}/{part.name}",
         root=str(part),
+        linked={
+            name: real
+            for name, real in zip(names, found.real, strict=True)
+            if real != os.path.join(place, name)
+        },
         original_size=len(found.files),
         image_shape=(*canonical.size, 3),
         canonical=canonical,
         positions=np.arange(len(found.files)),
         splits=np.full(len(found.files), PUBLISHED[published], np.int32),
-        names=tuple(str(file.relative_to(part)) for file in found.files),
+        names=names,
         passed_over=passed_over,
         targets=targets,
         **(defaults | fields),
     )
+
+
+def check_apart(train: FolderSource, others: Iterable[Source]) -> None:
+    """Refuses a picture that links put into two published splits.
+
+    Raises:
+      UserError: naming both places.
+    """
+    splits = (train, *(other for other in others if isinstance(other, FolderSource)))
+    roots = [os.path.realpath(source.root) for source in splits]
+    nested = any(is_inside(*pair) for pair in itertools.permutations(roots, 2))
+    if not nested and not any(source.linked for source in splits):
+        return
+    places: dict[str, str] = {}
+    for source, root in zip(splits, roots, strict=True):
+        here = {
+            source.linked.get(name, os.path.join(root, name)): file
+            for name, file in zip(source.names, source.files, strict=True)
+        }
+        for real in here.keys() & places.keys():
+            raise UserError(
+                f"{places[real]} and {here[real]} are one picture, because of links, and an "
+                "encoder must not be tested on what it was trained on: remove one of them."
+            )
+        places |= here
 
 
 def class_folder_splits(config: ConfigDict) -> Sequence[str]:
@@ -250,7 +288,10 @@ def open_class_folders(config: ConfigDict, published: str) -> FolderSource:
             f"{part} has class {unknown[0]!r}, which {part_of(config, 'train')} lacks: use the "
             "same class folders in both."
         )
-    of_class = [images_in(folders[name]) if name in folders else Found([], {}) for name in classes]
+    of_class = [
+        without_doubles(images_in(folders[name])) if name in folders else Found([], [], {})
+        for name in classes
+    ]
     empty = [name for name, found in zip(classes, of_class, strict=True) if not found.files]
     if published == "train" and empty and len(empty) < len(classes):
         raise UserError(
@@ -260,11 +301,13 @@ def open_class_folders(config: ConfigDict, published: str) -> FolderSource:
     loose = files_beside_folders(part)
     found = Found(
         [file for one in of_class for file in one.files],
+        [real for one in of_class for real in one.real],
         merged(
             *(one.passed_over for one in of_class),
             {f"{key} in no class folder": count for key, count in loose.items()},
         ),
     )
+    check_one_picture_each(found, "two classes")
     labels = np.repeat(
         np.arange(len(classes), dtype=np.int32), [len(one.files) for one in of_class]
     )
@@ -295,7 +338,7 @@ def open_images(config: ConfigDict, published: str) -> FolderSource:
     part = part_of(config, published)
     if not part.is_dir():
         part = data_root(config)
-    return folder_source(config, published, part, images_in(part), {})
+    return folder_source(config, published, part, without_doubles(images_in(part)), {})
 
 
 def mask_splits(config: ConfigDict) -> Sequence[str]:
@@ -322,6 +365,7 @@ def open_masks(config: ConfigDict, published: str) -> FolderSource:
     image_of, mask_of = (
         _by_stem(found, part / folder) for found, folder in ((images, "images"), (masks, "masks"))
     )
+    check_one_picture_each(images, "two masks")
     missing = [stem for stem in image_of if stem not in mask_of]
     if missing:
         first = image_of[missing[0]]
@@ -329,16 +373,33 @@ def open_masks(config: ConfigDict, published: str) -> FolderSource:
             f"{len(missing)} images of {part} have no mask, the first being {first.name}: add "
             f"{part}/masks/{first.stem}.png, or take the images away."
         )
-    spare = {"masks without an image": len(mask_of) - len(image_of)}
+    spare = {"mask without an image": len(mask_of) - len(image_of)}
     passed_over = merged(images.passed_over, masks.passed_over, spare)
     return folder_source(
         config,
         published,
         part,
-        Found(images.files, passed_over),
+        Found(images.files, images.real, passed_over),
         {},
         masks=tuple(str(mask_of[stem]) for stem in image_of),
     )
+
+
+def check_one_picture_each(found: Found, what: str) -> None:
+    """Refuses a picture that links put into a split twice.
+
+    Args:
+      found: the files of the split.
+      what: what it would have then.
+
+    Raises:
+      UserError: naming both places.
+    """
+    if pair := doubled(found):
+        raise UserError(
+            f"{pair[0]} and {pair[1]} are one picture, because of links, which would have {what}: "
+            "remove one of them."
+        )
 
 
 def _by_stem(found: Found, folder: pathlib.Path) -> dict[str, pathlib.Path]:

@@ -73,12 +73,23 @@ class Repeats(NamedTuple):
     """How often a batch that straddles two epochs holds an image twice.
 
     Attributes:
-      batches: number of such batches.
+      batches: number of such batches; those that straddle and repeat no image are not counted.
       images: mean number of images that they hold twice.
+      exact: whether all were looked at.
     """
 
     batches: int
     images: float
+    exact: bool
+
+    def in_words(self, num_steps: int) -> str:
+        """The same as a line for the user."""
+        return (
+            "batches that hold an image twice, since two epochs meet in them: "
+            f"{'' if self.exact else 'about '}{self.batches:,} of {num_steps:,}, with "
+            f"{self.images:.1f} such images on average; a batch-wise loss takes the two for "
+            "different images"
+        )
 
 
 MAX_BORDERS = 100
@@ -109,7 +120,8 @@ def repeats(n: int, batch_size: int, data_seed: int, num_steps: int) -> Repeats:
         counts.append(len(np.intersect1d(ending[n - before :], beginning[: batch_size - before])))
     found = [count for count in counts if count]
     share = len(found) / max(len(counts), 1)
-    return Repeats(round(share * len(cut)), float(np.mean(found)) if found else 0.0)
+    mean = float(np.mean(found)) if found else 0.0
+    return Repeats(round(share * len(cut)), mean, exact=len(counts) == len(cut))
 
 
 @dataclasses.dataclass(frozen=True)

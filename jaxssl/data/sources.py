@@ -25,6 +25,7 @@ from jaxssl.data.examples import (
 )
 from jaxssl.data.folders import (
     FolderSource,
+    check_apart,
     class_folder_splits,
     image_splits,
     mask_splits,
@@ -261,6 +262,17 @@ def _rows(
     return cut(part, listing, config.validation_fraction, config.train_examples)
 
 
+def _judged_on(kind: Kind, config: ConfigDict, available: Sequence[str]) -> list[Source]:
+    """The published splits for choices and tests, but for train and for what cannot be opened."""
+    opened = {}
+    for split in ("validation", "test"):
+        with contextlib.suppress(UserError):  # said by whoever asks for that split
+            published = _published_split(split, available, config)
+            if published not in ("train", *opened):
+                opened[published] = kind.open(config, published)
+    return list(opened.values())
+
+
 def pretraining_split(config: ConfigDict) -> str:
     """The split to `load` for pretraining: ``"train"`` if ``"pretrain"`` would be the same.
 
@@ -395,6 +407,8 @@ def load(config: ConfigDict, split: str, *, memory_limit_bytes: int = 2**31) -> 
     source = _open(kind, config, published)
     if published in ("train", "pretrain"):
         train = source if published == "train" else _open(kind, config, "train")
+        if split != "validation" and isinstance(train, FolderSource):
+            check_apart(train, _judged_on(kind, config, available))
         rows = _rows(split, train, available, config)
         source = source.take(np.concatenate([rows, np.arange(len(train), len(source))]))
     if skip and not source.vectorised:

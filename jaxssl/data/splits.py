@@ -1,5 +1,6 @@
 """Corrupted data sets: what a run trains, chooses and is tested on, with its intervention."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 
@@ -12,6 +13,7 @@ from jaxssl.data.sources import load, pretraining_split
 from jaxssl.errors import UserError
 
 CHUNK = 1024
+_SPLITS = ("pretrain", "train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,6 +125,7 @@ class Splits:
         self._data, self._corruption, self._view_size = data, corruption, view_size
         self._given = sources
         self._open: dict[str, Source] = {}
+        self._counted: dict[str, Source] = {}
 
     def __getitem__(self, split: str) -> Source:
         """The examples of a split.
@@ -136,25 +139,30 @@ class Splits:
             self._open[split] = corrupted(self._load(split), self._corruption, self._view_size)
         return self._open[split]
 
-    def opened(self) -> dict[str, Source]:
-        """The splits that were asked for so far, by name."""
-        return dict(self._open)
-
     def check(self, split: str) -> None:
         """Raises UserError if a split has no examples; decodes none."""
-        if self._given is None:
-            load(self._data, split, memory_limit_bytes=0)
-        else:
-            self._load(split)
+        if split not in self._open and split not in self._counted:
+            self._counted[split] = self._load(split, memory_limit_bytes=0)
+
+    def known(self) -> dict[str, Source]:
+        """The splits that were asked for, and those for choices and tests that there are.
+
+        What nobody has opened is as `check` found it: neither decoded nor corrupted.
+        """
+        for split in ("validation", "test"):
+            with contextlib.suppress(UserError):
+                self.check(split)
+        found = self._counted | self._open
+        return {split: found[split] for split in _SPLITS if split in found}
 
     def _pretraining_split(self) -> str:
         if self._given is None:
             return pretraining_split(self._data)
         return "pretrain" if "pretrain" in self._given else "train"
 
-    def _load(self, split: str) -> Source:
+    def _load(self, split: str, **how: int) -> Source:
         if self._given is None:
-            return load(self._data, split)
+            return load(self._data, split, **how)
         if split not in self._given:
             raise UserError(
                 f"the sources given have no {split!r} split, only {', '.join(self._given)}: add it."

@@ -7,9 +7,12 @@ from ml_collections import ConfigDict
 from jaxssl.data.composed import COMPOSED
 from jaxssl.data.examples import Source
 from jaxssl.data.sources import taken_from, unused
-from jaxssl.data.walk import LINKED_TWICE, NO_AREA, Counts, merged
+from jaxssl.data.walk import LINKED_IMAGE, LINKED_TWICE, NO_AREA, Counts, merged
 from jaxssl.randomness import Split
+from jaxssl.words import counted
 
+_NO_FILES = (NO_AREA, LINKED_TWICE, LINKED_IMAGE)
+_NOUNS = ("image", "mask", "box", "link", "special file")  # what a reason may begin with
 _OF = {Split.TRAIN: "train", Split.VALIDATION: "validation", Split.TEST: "test"}
 
 
@@ -25,11 +28,11 @@ def describe(splits: Mapping[str, Source], data: ConfigDict) -> str:
     """
     idle = [] if not data.name else [f"{name}/" for name in unused(data)]
     parts: list[str] = []
+    labelled = next((name for name, source in splits.items() if source.num_classes), None)
     for name, source in splits.items():
-        first = not parts
-        told = f"{name} {len(source):,} images" if first else f"{name} {len(source):,}"
-        if first and source.num_classes is not None:
-            told += f", {source.num_classes:,} classes"
+        told = f"{name} {counted(len(source), 'image') if not parts else f'{len(source):,}'}"
+        if name == labelled and source.num_classes:
+            told += f", {counted(source.num_classes, 'class')}"
         notes = _origin(name, source, data)
         if name == "validation" and notes and "test" not in splits and data.name:
             kept = taken_from(data).get("test")
@@ -60,16 +63,17 @@ def _passed_over(splits: Mapping[str, Source]) -> list[str]:
     of_split = {int(s.splits[0]): s.passed_over for s in splits.values() if len(s)}
     counts = merged(*of_split.values())
     told = []
-    files = {key: count for key, count in counts.items() if key not in (NO_AREA, LINKED_TWICE)}
+    files = {key: count for key, count in counts.items() if key not in _NO_FILES}
     if files:
-        told.append(f"passed over {_amount(sum(files.values()), 'file')} ({_list(files)})")
+        told.append(f"passed over {counted(sum(files.values()), 'file')} ({_list(files)})")
     others = {key: count for key, count in counts.items() if key not in files}
     return [*told, *([f"left out {_list(others)}"] if others else [])]
 
 
 def _list(counts: Counts) -> str:
-    return ", ".join(f"{count:,} {key}" for key, count in counts.items())
+    return ", ".join(_told(key, count) for key, count in counts.items())
 
 
-def _amount(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def _told(key: str, count: int) -> str:
+    noun = next((noun for noun in _NOUNS if key.startswith(noun)), "")
+    return f"{counted(count, noun)}{key[len(noun) :]}" if noun else f"{count:,} {key}"

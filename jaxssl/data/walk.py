@@ -1,7 +1,9 @@
 """Image files in folders, and a count of what lies beside them.
 
-Links to folders are followed, but no folder is read twice. Hidden files and folders are passed
-over, and so are those that operating systems and archivers leave (`LEFTOVERS`).
+Links are followed, but no folder is read twice, and a picture that two links lead to is known as
+one (`doubled`); copies and hard links are pictures of their own. Passed over are hidden files and
+folders, those that operating systems and archivers leave (`LEFTOVERS`), and pipes, sockets and
+devices.
 """
 
 import collections
@@ -23,8 +25,11 @@ LEFTOVERS = (
     *("lost+found", "__pycache__"),
 )
 NO_SUFFIX = "no suffix"
-NO_AREA = "boxes without area"  # of a COCO folder
-LINKED_TWICE = "links to folders read already"
+# What is counted by another reason than its suffix, in the singular.
+NO_AREA = "box without area"  # of a COCO folder
+LINKED_TWICE = "link to a folder read already"
+LINKED_IMAGE = "link to an image read already"
+NO_FILE = "special file"  # a pipe, a socket or a device
 Counts = Mapping[str, int]
 
 
@@ -33,10 +38,12 @@ class Found(NamedTuple):
 
     Attributes:
       files: paths, sorted folder by folder.
+      real: where each of them lies, links followed.
       passed_over: number of files by suffix, or by what else says why.
     """
 
     files: Sequence[pathlib.Path]
+    real: Sequence[str]
     passed_over: Counts
 
 
@@ -51,35 +58,64 @@ def is_image(path: pathlib.Path | str) -> bool:
 
 
 def images_in(folder: pathlib.Path) -> Found:
-    """Image files at any depth.
+    """Image files at any depth, one that links lead to as often as they do.
 
     Raises:
       UserError: if a folder cannot be read, or holds a link to nothing.
     """
-    files: list[pathlib.Path] = []
+    found: list[tuple[pathlib.Path, str]] = []
     passed_over: collections.Counter[str] = collections.Counter()
     # A link to a folder above would bring in what is no part of this one.
     seen = {_identity(above) for above in (folder.resolve(), *folder.resolve().parents)}
     waiting = [folder]
     while waiting:
-        for entry in entries_in(waiting.pop()):
+        inside = waiting.pop()
+        place = os.path.realpath(inside)
+        for entry in entries_in(inside):
             path = pathlib.Path(entry.path)
             if entry.name in LEFTOVERS and entry.is_dir():
                 passed_over[f"{entry.name}/"] += _files_below(path)
             elif entry.name.startswith("."):
                 passed_over["hidden"] += is_image(path) and entry.is_file()
-            elif not entry.is_dir():
+            elif entry.is_file():
                 if is_image(path):
-                    files.append(path)
+                    linked = os.path.realpath(path) if entry.is_symlink() else None
+                    found.append((path, linked or os.path.join(place, entry.name)))
                 else:
                     passed_over[path.suffix.lower() or NO_SUFFIX] += 1
+            elif not entry.is_dir():
+                passed_over[NO_FILE] += 1
             elif _identity(path) in seen:
                 passed_over[LINKED_TWICE] += 1
             else:
                 seen.add(_identity(path))
                 waiting.append(path)
-    files.sort(key=lambda path: [composed(part) for part in path.relative_to(folder).parts])
-    return Found(files, +passed_over)
+    found.sort(key=lambda one: [composed(part) for part in one[0].relative_to(folder).parts])
+    return Found([path for path, _ in found], [real for _, real in found], +passed_over)
+
+
+def without_doubles(found: Found) -> Found:
+    """Each picture once: of several ways to it the one that is no link, or else the first."""
+    places: dict[str, pathlib.Path] = {}
+    for file, real in zip(found.files, found.real, strict=True):
+        if real not in places or (places[real].is_symlink() and not file.is_symlink()):
+            places[real] = file
+    spare = len(found.files) - len(places)
+    if not spare:
+        return found
+    kept = set(places.values())
+    pairs = [pair for pair in zip(found.files, found.real, strict=True) if pair[0] in kept]
+    passed_over = merged(found.passed_over, {LINKED_IMAGE: spare})
+    return Found([file for file, _ in pairs], [real for _, real in pairs], passed_over)
+
+
+def doubled(found: Found) -> tuple[pathlib.Path, pathlib.Path] | None:
+    """Two of the files that are one picture, because of a link; None: there are none."""
+    places: dict[str, pathlib.Path] = {}
+    for file, real in zip(found.files, found.real, strict=True):
+        if places.setdefault(real, file) is not file:
+            return places[real], file
+    return None
 
 
 def entries_in(folder: pathlib.Path) -> list[os.DirEntry[str]]:

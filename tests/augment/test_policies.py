@@ -9,6 +9,7 @@ import pytest
 from quick_compilation import quick_jit
 
 from configs.common import base_config, view_group, view_policy
+from configs.pretrain import simclr
 from jaxssl.augment.augmentation import Augmentation
 from jaxssl.augment.policies import PAIRS, check_policy, policy_hyper
 from jaxssl.augment.spatial import centre_distance, intersection_area
@@ -16,7 +17,7 @@ from jaxssl.corruptions import CORRUPTIONS, global_shuffle
 from jaxssl.corruptions.apply import Corruptor
 from jaxssl.errors import UserError
 from jaxssl.evaluation.frozen import make_test_view
-from jaxssl.pretrain import check_hyper, policy_of
+from jaxssl.pretrain import check_hyper, policy_of, resolve
 from jaxssl.randomness import Split
 from jaxssl.ranges import ANY
 from jaxssl.training.schedules import Schedules
@@ -224,6 +225,19 @@ def checked(config, height=SIDE, width=SIDE):
     numbers["policy"] = policy_hyper(config.views.policy)
     check_hyper(config.hyper, config.epochs, numbers)
     check_policy(config.views, config.hyper, height, width)
+
+
+def test_a_spatial_policy_without_augmentation_is_refused():
+    config = simclr.get_config("policy=overlap")
+    resolve(config)
+    with config.unlocked():
+        config.corruption.order = "no_aug"
+    with pytest.raises(UserError, match=r"order=no_aug cuts no crops, .*=overlap would place"):
+        resolve(config)
+    with config.unlocked():
+        config.views.policy = "multi_view"
+        del config.hyper.overlap
+    resolve(config)
 
 
 def test_a_pair_needs_two_recipes():

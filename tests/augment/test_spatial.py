@@ -1,75 +1,32 @@
-import functools
+"""Crops that overlap by given areas, patches, and what no two crops can meet."""
+
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from drawn_boxes import (
+    EXACT,
+    FEW,
+    SAMPLERS,
+    SEEDS,
+    SIZES,
+    area,
+    assert_fair,
+    assert_inside,
+    assert_same_distribution,
+    compiled,
+    draw,
+    shared,
+    sides,
+)
+from hypothesis import example, given
 from hypothesis import strategies as st
 from quick_compilation import quick_jit
 from scipy import stats
 
 from jaxssl.augment import spatial
-from jaxssl.augment.resample import resized_crop
-
-EXACT = 1e-6
-SAMPLERS = {
-    "overlap": spatial.overlap_boxes,
-    "fixed_area": spatial.fixed_area_overlap_boxes,
-    "patch": spatial.patch_boxes,
-    "exclusive": spatial.exclusive_boxes,
-    "non_overlapping": spatial.non_overlapping_boxes,
-}
-SIZES = st.sampled_from([(32, 32), (448, 448), (29, 40)])
-SEEDS = st.integers(0, 2**31 - 1)
-FEW = settings(max_examples=40, deadline=None, derandomize=True)
-
-
-@functools.cache
-def compiled(name, height, width, jit=quick_jit):
-    def boxes(keys, numbers):
-        return jax.vmap(lambda key: SAMPLERS[name](key, height, width, **numbers))(keys)
-
-    return jit(boxes)
-
-
-def draw(name, size, n=64, seed=0, **numbers):
-    """n pairs of boxes, float64 of the float32 that came."""
-    keys = jax.random.split(jax.random.key(seed), n)
-    numbers = {k: np.float32(v) for k, v in numbers.items()}
-    box1, box2 = compiled(name, *size)(keys, numbers)
-    assert box1.dtype == box2.dtype == jnp.float32
-    return np.float64(box1), np.float64(box2)
-
-
-def sides(box):
-    return box[:, 2:] - box[:, :2]
-
-
-def area(box):
-    return np.prod(sides(box), axis=1)
-
-
-def shared(box1, box2):
-    stop, start = np.minimum(box1[:, 2:], box2[:, 2:]), np.maximum(box1[:, :2], box2[:, :2])
-    return np.prod(np.maximum(stop - start, 0), axis=1)
-
-
-def assert_inside(size, *boxes):
-    for box in boxes:
-        assert (box[:, :2] >= 0).all()
-        assert (box[:, 2:] <= size).all()
-        assert (box[:, 2:] > box[:, :2]).all()
-
-
-def assert_fair(hits):
-    assert stats.binomtest(int(hits.sum()), hits.size).pvalue > 1e-3
-
-
-def assert_same_distribution(seen, expected):
-    assert stats.ks_2samp(seen, expected).pvalue > 1e-3
-
 
 # --- exact overlap
 
@@ -269,144 +226,6 @@ def test_patch_that_no_square_can_be_is_the_largest_square():
     np.testing.assert_allclose(sides(patch), 29, atol=1e-5)
 
 
-# --- exclusive
-
-
-def touched(box, size):
-    """Per axis, the first and the last pixel that `resized_crop` reads: edges to .001 pixel."""
-    first, last = np.floor(box[:, :2] + 1e-3), np.ceil(box[:, 2:] - 1e-3) - 1
-    return np.clip(first, 0, np.subtract(size, 1)), last
-
-
-def assert_exclusive(size, gap, min_side, box1, box2):
-    assert_inside(size, box1, box2)
-    for box in (box1, box2):
-        height, width = sides(box).T
-        assert np.abs(height - width).max() <= 1e-6 * max(size)
-        least = min_side * min(size) - (1 if gap * max(size) < 1 else 1e-4)
-        assert sides(box).min() >= least
-    apart = np.maximum(box1[:, :2] - box2[:, 2:], box2[:, :2] - box1[:, 2:])
-    assert (apart.max(axis=1) > 0 if gap > 0 else apart.max(axis=1) >= 0).all()
-    # Along one axis at least they are apart by the whole band.
-    assert ((apart - gap * np.array(size)).max(axis=1) >= -1e-4).all()
-    (first1, last1), (first2, last2) = touched(box1, size), touched(box2, size)
-    assert ((last1 < first2) | (last2 < first1)).any(axis=1).all()
-
-
-@FEW
-@given(SIZES, st.floats(0, 0.95), st.floats(0.02, 1), SEEDS)
-@example((32, 32), 0.0, 1.0, 0)
-@example((29, 40), 0.0, 1.0, 0)
-@example((32, 32), 1e-6, 1.0, 0)
-@example((448, 448), 1e-3, 1.0, 0)
-@example((29, 40), 0.02, 0.7, 0)
-@example((32, 32), 0.3, 1.0, 0)
-def test_exclusive_crops_never_touch(size, gap, t, seed):
-    min_side = t * (1 - gap) / 2
-    spatial.check_exclusive(gap, min_side)
-    boxes = draw("exclusive", size, seed=seed, gap=gap, min_side=min_side)
-    assert_exclusive(size, gap, min_side, *boxes)
-
-
-@settings(FEW, max_examples=15)
-@given(SIZES, st.floats(0.02, 0.5), SEEDS)
-def test_non_overlapping_crops_are_exclusive_ones_without_a_gap(size, min_side, seed):
-    spatial.check_non_overlapping(min_side)
-    boxes = draw("non_overlapping", size, seed=seed, min_side=min_side)
-    assert_exclusive(size, 0.0, min_side, *boxes)
-    same = draw("exclusive", size, seed=seed, gap=0.0, min_side=min_side)
-    np.testing.assert_array_equal(boxes, same)
-
-
-def exclusive_reference(rng, size, gap, min_side, n):
-    """The sampler from its definition: [n, 2, 4], pixels."""
-    boxes, smallest = np.empty((n, 2, 4)), min_side * min(size)
-    for i, axis in enumerate(rng.integers(2, size=n)):
-        length, across = size[axis], size[1 - axis]
-        low, high = smallest, length - gap * length - smallest
-        if gap * length < 1:
-            edge = rng.integers(math.ceil(low), math.floor(high) + 1)
-        else:
-            edge = rng.uniform(low, high)
-        regions = [(0, edge), (edge + gap * length, length)]
-        if rng.integers(2):
-            regions.reverse()
-        for crop, (start, stop) in enumerate(regions):
-            side = rng.uniform(smallest, min(stop - start, across))
-            corner = [rng.uniform(start, stop - side), rng.uniform(0, across - side)]
-            corner = np.array(corner if axis == 0 else corner[::-1])
-            boxes[i, crop] = *corner, *(corner + side)
-    return boxes
-
-
-@pytest.mark.parametrize(
-    ("size", "gap", "min_side"),
-    [((448, 448), 0.2, 0.1), ((32, 32), 0.0, 0.2), ((29, 40), 0.1, 0.3)],
-)
-def test_exclusive_against_a_reference_sampler(size, gap, min_side):
-    n = 4000
-    expected = exclusive_reference(np.random.default_rng(1), size, gap, min_side, n)
-    boxes = draw("exclusive", size, n=n, gap=gap, min_side=min_side)
-    for crop, box in enumerate(boxes):
-        for edge in range(4):
-            assert_same_distribution(box[:, edge], expected[:, crop, edge])
-        assert_same_distribution(sides(box)[:, 0], sides(expected[:, crop])[:, 0])
-    distance = np.linalg.norm(boxes[0] - boxes[1], axis=1)
-    assert_same_distribution(distance, np.linalg.norm(expected[:, 0] - expected[:, 1], axis=1))
-
-
-def test_exclusive_axis_and_order_are_fair():
-    # Halves of the image: the axis and who is first can be read off.
-    box1, box2 = draw("exclusive", (32, 32), n=4000, gap=0.5, min_side=0.25)
-    lies_before, lies_after = box1[:, 2:] <= box2[:, :2] - 16, box2[:, 2:] <= box1[:, :2] - 16
-    apart = lies_before | lies_after
-    assert apart.any(axis=1).all()
-    clear = ~apart.all(axis=1)
-    stacked, first = apart[clear, 0], lies_before[clear].any(axis=1)
-    assert_fair(stacked)
-    assert_fair(first)
-    assert_fair(stacked == first)
-
-
-def test_thin_bands_start_on_any_pixel_edge_of_the_range():
-    # Squares of no less than 14 pixels: the edge is 14, ..., 18, and the first crop ends by it.
-    box1, box2 = draw("exclusive", (32, 32), n=4000, gap=0.0, min_side=14 / 32)
-    apart = np.maximum(box1[:, :2] - box2[:, 2:], box2[:, :2] - box1[:, 2:])
-    axis = apart.argmax(axis=1)[:, None]
-    stop = np.take_along_axis(np.minimum(box1[:, 2:], box2[:, 2:]), axis, 1)
-    start = np.take_along_axis(np.maximum(box1[:, :2], box2[:, :2]), axis, 1)
-    edges = {k for k in range(13, 20) if ((stop <= k) & (start >= k)).any()}
-    assert edges == {14, 15, 16, 17, 18}
-
-
-def test_odd_halves_are_a_pixel_apart_in_size():
-    box1, box2 = draw("non_overlapping", (29, 29), min_side=0.5)
-    assert_exclusive((29, 29), 0.0, 0.5, box1, box2)
-    seen = np.sort(np.stack([sides(box1)[:, 0], sides(box2)[:, 0]]), axis=0)
-    np.testing.assert_allclose(seen[0], 14, atol=1e-5)
-    assert seen[1].min() >= 14.5
-    assert seen[1].max() <= 15
-
-
-@pytest.mark.parametrize("gap", [0.0, 0.01, 0.1])
-def test_crops_that_exclude_each_other_read_no_pixel_in_common(gap):
-    boxes = draw("exclusive", (32, 32), n=64, gap=gap, min_side=0.1)
-    image = jnp.full((32, 32, 1), 0.5)
-
-    @quick_jit
-    @jax.vmap
-    def read(box):
-        def crop(image):
-            return resized_crop(image, box, 16, filter="bilinear", antialias=True).sum()
-
-        return jax.grad(crop)(image)[..., 0] > 0
-
-    read1, read2 = (np.asarray(read(jnp.float32(box))) for box in boxes)
-    assert read1.any(axis=(1, 2)).all()
-    assert read2.any(axis=(1, 2)).all()
-    assert not (read1 & read2).any()
-
-
 # --- traced numbers
 
 
@@ -488,6 +307,8 @@ def test_boxes_do_not_depend_on_the_batch(name):
         (spatial.check_exclusive, (0.2, 0.41), r"min_side=0.41 .* gap=0.2: .* = 0.4"),
         (spatial.check_exclusive, (0.2, 0.0), r"min_side=0.0"),
         (spatial.check_non_overlapping, (0.6,), r"min_side=0.6 .* at most 0.5"),
+        (spatial.check_exclusive, (0.1, 0.1, 1, 1), "no two crops of an image of 1 x 1 pixels"),
+        (spatial.check_non_overlapping, (0.1, 1, 1), "no two crops of an image of 1 x 1 pixels"),
     ],
 )
 def test_what_cannot_be_met_is_refused_in_words(check, numbers, message):
@@ -503,3 +324,4 @@ def test_the_limits_themselves_are_accepted():
     spatial.check_patch(0.5, 20, 40)
     spatial.check_exclusive(0.8, 0.1)  # 1 - 0.8 is below 0.2
     spatial.check_non_overlapping(0.5)
+    spatial.check_exclusive(0.1, 0.1, 1, 2)

@@ -48,6 +48,13 @@ def write(root, content, encode=lambda text: text.encode()):
         ("images", image(3, "c.png", 0), r"image 'c\.png' is 0 x 16 pixels"),
         ("images", image(3, "../c.png"), r"image id 3 with file_name '\.\./c\.png'"),
         ("categories", {"id": 2, "name": "emu"}, r"two categories with id 2 \(name 'dog' and 'emu"),
+        ("categories", {"id": 3, "name": "dog"}, r"two categories with name 'dog' \(id 2 and 3\)"),
+        ("annotations", box(8, 1, [0, 0, 1, 1]), r"two annotations with id 8 \(image_id 2 a"),
+        (
+            "annotations",
+            box([8], 1, [0, 0, 1, 1]),
+            r"annotation id \[8\] of image id 1 of c",
+        ),
         ("annotations", box(9, 99, [0, 0, 1, 1]), r"annotation id 9 of image id 99 with image_id"),
         ("annotations", box(9, 1, [0, 0, 1, 1], 99), r"id 9 of image id 1 with category_id 99,"),
         ("annotations", box(9, 2, [5, 5, -3, 2]), r"id 9 of image id 2 with bbox \[5, 5, -3, 2\]"),
@@ -83,11 +90,11 @@ def test_boxes_without_area_and_images_not_listed_are_counted(data_config, root)
     assert targets["box_labels"].tolist() == [[0, -1], [1, 0]]
     assert targets["boxes"][1].tolist() == [[4, 4, 8, 8], [0, 0, 8, 8]]
     assert source.passed_over == {
-        "boxes without area": 2,
-        "images not in instances_train.json": 1,
+        "box without area": 2,
+        "image not in instances_train.json": 1,
     }
     assert describe({"train": source}, config) == (
-        "train 2 images; passed over 1 file (1 images not in instances_train.json); left out 2 "
+        "train 2 images; passed over 1 file (1 image not in instances_train.json); left out 2 "
         "boxes without area"
     )
 
@@ -133,6 +140,16 @@ def test_sizes_are_those_of_the_picture_as_it_is_shown(data_config, root, annota
     assert (y0, x0, y1, x1) == (0, 0, 8, 8)
     assert (batch["image"][0, y0:y1, x0:x1] == 255).all()
     assert batch["image"][0].sum() == 255 * 64 * 3
+
+
+def test_a_picture_listed_under_two_names_is_refused(data_config, root):
+    (root / "train" / "b.png").unlink()
+    (root / "train" / "b.png").symlink_to("a.png")
+    write(root, CONTENT)
+    with pytest.raises(UserError, match=r"a\.png and .*b\.png are one picture, .* lists of boxes"):
+        load(data_config("coco_folder", root, 8), "train")
+    write(root, {**CONTENT, "images": CONTENT["images"][:1], "annotations": []})
+    assert len(load(data_config("coco_folder", root, 8), "train")) == 1
 
 
 def test_names_may_have_another_unicode_form_on_disk(data_config, root):

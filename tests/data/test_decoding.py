@@ -26,7 +26,7 @@ def encoded(image, kind, **options):
     return file.getvalue()
 
 
-def png(width, height, depth, colour, rows):
+def png(width, height, depth, colour, rows, clear=None):
     """A PNG with just these bytes a row, which Pillow cannot write for all depths."""
 
     def chunk(kind, data):
@@ -35,8 +35,9 @@ def png(width, height, depth, colour, rows):
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     lines = zlib.compress(b"".join(b"\0" + bytes(row) for row in rows))
+    transparent = [] if clear is None else [chunk(b"tRNS", struct.pack(">H", clear))]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        [chunk(b"IHDR", header), chunk(b"IDAT", lines), chunk(b"IEND", b"")]
+        [chunk(b"IHDR", header), *transparent, chunk(b"IDAT", lines), chunk(b"IEND", b"")]
     )
 
 
@@ -130,6 +131,26 @@ def test_transparent_pixels_show_the_ground(mode):
     assert found[0, 0].tolist() == [9, 80, 250]
     opaque = np.asarray(image.convert("RGB"))[1, 1]
     np.testing.assert_array_equal(found[1, 1], opaque)
+
+
+@pytest.mark.parametrize(
+    ("depth", "row", "clear", "shown"),
+    [
+        (1, [0b10000000], 1, [99, 0]),
+        (2, [0b11010000], 3, [99, 85]),
+        (2, [0b11010000], 1, [255, 99]),
+        (4, [0x2F], 2, [99, 255]),
+        (8, [200, 3], 3, [200, 99]),
+        (16, [0x4E, 0x20, 0x00, 0x00], 20_000, [99, 0]),
+        (16, [0x4E, 0x20, 0x27, 0x10], 3, [255, 128]),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_grey_that_stands_for_no_colour_shows_the_ground(depth, row, clear, shown, channels):
+    scale = (0.0, 20_000.0) if depth == 16 else ()
+    canonical = form(1, 2, background=(99, 99, 99), scale=scale)
+    found = decode_image(png(2, 1, depth, 0, [row], clear), canonical, channels, "it").pixels
+    assert found.tolist() == [[[value] * channels for value in shown]]
 
 
 def test_half_transparent_pixels_are_mixed_with_the_ground():

@@ -285,6 +285,9 @@ def test_repeats_are_those_of_the_batches(n, batch_size, steps):
     assert found.batches == sum(count > 0 for count in counts)
     mean = np.mean([count for count in counts if count]) if any(counts) else 0
     assert found.images == pytest.approx(mean)
+    assert found.exact
+    told = f"in them: {found.batches} of {steps:,}, with {mean:.1f} such images on average;"
+    assert told in found.in_words(steps)
 
 
 def test_repeats_of_a_long_run_are_sampled(monkeypatch):
@@ -296,6 +299,7 @@ def test_repeats_of_a_long_run_are_sampled(monkeypatch):
     monkeypatch.setattr(pipeline, "order", lambda *key: asked.append(key) or whole(*key))
     found = repeats(100, 16, 1, 6000)  # 960 borders
     assert len(asked) == 2 * pipeline.MAX_BORDERS
+    assert f"in them: about {found.batches} of 6,000, with" in found.in_words(6000)
     # Four standard deviations of a share of 100 borders, and of a mean over those.
     holding = [count for count in counts if count]
     cut = 720  # borders that lie within a batch: three quarters

@@ -248,6 +248,18 @@ def test_masks_of_a_mask_folder(data_config, masks):
         load(config, "train")
 
 
+def test_one_mask_may_serve_two_pictures_but_not_two_masks_one(data_config, masks):
+    root, arrays = masks
+    (root / "train" / "masks" / "sub" / "two.png").unlink()
+    (root / "train" / "masks" / "sub" / "two.png").symlink_to(root / "train/masks/one.png")
+    batch = everything(load(data_config("mask_folder", root, 10), "train"))
+    np.testing.assert_array_equal(batch["targets"]["mask"][1], arrays["one"][:, 5:15])
+    (root / "train" / "images" / "sub" / "two.jpg").unlink()
+    (root / "train" / "images" / "sub" / "two.jpg").symlink_to(root / "train/images/one.jpg")
+    with pytest.raises(UserError, match=r"one\.jpg and .*two\.jpg are one picture, .* two masks"):
+        load(data_config("mask_folder", root, 10), "train")
+
+
 def test_bad_masks_are_refused_in_words_or_skipped(data_config, masks):
     root, _ = masks
     config = data_config("mask_folder", root, 10)
