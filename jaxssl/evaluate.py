@@ -76,7 +76,15 @@ def evaluate(run: Path, step: int | None, asked: Asked) -> Card:
     check_settings(asked.settings)
     store = FeatureStore(run / "evaluations" / "features" if asked.keep_features else None)
     opened = open_run(
-        run, step, asked.settings, asked.baselines, None, asked.data, asked.place, store
+        run,
+        step,
+        asked.settings,
+        asked.baselines,
+        None,
+        asked.data,
+        asked.place,
+        reuse_classifiers=not asked.settings.refit,
+        store=store,
     )
     say(f"evaluating {run}, step {opened.restored.step}: {', '.join(asked.sections)}")
     card = make_card(opened, asked.sections, asked.settings, every_severity=asked.every_severity)
@@ -186,9 +194,7 @@ def _write_comparison(
     folder: Path, cards: Sequence[Card], comparisons: Sequence[Mapping[str, Any]]
 ) -> None:
     runs = [card.content["run"] for card in cards]
-    write_json(
-        folder / "comparison.json", {"runs": runs, "rows": list(comparisons)}
-    )
+    write_json(folder / "comparison.json", {"runs": runs, "rows": list(comparisons)})
     write_whole(folder / "comparison.html", card_page(cards, comparisons))
     print(f"comparison: {folder / 'comparison.html'}")
 

@@ -8,64 +8,41 @@ otherwise if ``--probe.test_corruption`` says so: what was fitted before is then
 the classifiers into ``evaluations/linear_probe-<step>[-<what differs from the defaults>]/``.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxssl import cli, distributed
 from jaxssl.corruptions.apply import setting_name
 from jaxssl.data.examples import Source
-from jaxssl.data.sources import check_view_size, pretraining_split
-from jaxssl.data.splits import Splits
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
-from jaxssl.evaluation.classifier import LinearClassifier, scores
-from jaxssl.evaluation.fits import Fitted, Probed, Saved
-from jaxssl.evaluation.frozen import (
-    PIXELS,
-    Network,
-    Restored,
-    check_layer,
-    fresh_method,
-    make_cropped_view,
-    raw_pixels,
-    restored_method,
-)
+from jaxssl.evaluation.fits import Fitted, Probed
+from jaxssl.evaluation.opened import open_run, say
 from jaxssl.evaluation.probe_data import (
     FRACTIONS,
     WHERE_TRAINED,
     Part,
     Place,
-    check_channels,
-    check_target,
     data_digest,
     data_settings,
     file_name,
-    flags_of,
     open_splits,
     protocol_name,
     protocol_of,
-    same_data,
-    with_data,
 )
+from jaxssl.evaluation.sections.linear import linear_scores
 from jaxssl.metrics.knn import Protocol, knn_accuracy
 from jaxssl.randomness import check_seed
 from jaxssl.reporting import print_table, results_table
-from jaxssl.run_directory import check_outside, read_config, read_info, run_info
+from jaxssl.run_directory import run_info
 from jaxssl.storage import Path, as_path, write_json
 
 __all__ = ["linear_probe", "open_splits", "print_card", "probe_run"]
-
-Scores = dict[str, Any]
-
-_OWN_FLAGS = {"data_dir": "--data_dir", **{key: f"--probe.{key}" for key in FRACTIONS}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,41 +113,19 @@ def probe_run(
     """
     check_settings(settings)
     data = data_settings() if data is None else data
-    info = read_info(run)
-    _check_sources(run, info, sources, data)
-    config = with_data(read_config(run), data, place)
-    if sources is None:
-        own_flags = ("--data.data_dir" if data.name else "--data_dir", "--digits_dir")
-        check_outside(run, "--run", config.data, own_flags)
-    mesh = distributed.data_mesh()
-    with flags_of(None if data.name else _OWN_FLAGS):
-        parts = open_splits(config, settings, sources)
-        if data.name:
-            check_view_size(parts["train"].source, config.views.global_crops.size)
-        own = _is_own(info, config, parts, sources, settings, data)
-    train = parts["train"].source
-    if not own and not data.name:
-        _say(f"{train.name} is not what the run was trained on: the card is named after it")
-    check_channels(info, train)
-    check_target(parts["train"], settings.target)
-    protocol = protocol_of(config, settings, len(train))
-    restored = restored_method(run, step, mesh)
-    layers = restored.network.layers(parts["train"].view, train.gather(np.zeros(1, np.int64)))
-    check_layer("--probe.layer", settings.layer, layers)
-
-    saved = _saved(run / "evaluations", settings)
-    before = restored.network.encoder_digest()
-    digest = restored.network.digest()
+    again = settings.test_corruption.name != probe.AS_TRAINED and not settings.refit
+    opened = open_run(run, step, settings, baselines, sources, data, place, reuse_classifiers=again)
+    parts, restored = opened.parts, opened.restored
+    protocol = protocol_of(restored.config, settings, len(parts["train"].source))
+    before, digest = restored.network.encoder_digest(), restored.network.digest()
     results, fitted = {}, {}
-    for name, (network, layer) in _networks(restored, settings.layer, baselines, mesh).items():
-        _say(f"probing: {name}")
-        cropped = make_cropped_view(config)
-        probed = Probed(name, network, layer, parts, cropped, settings, mesh)
-        results[name], fitted[name] = probe_network(probed, protocol, saved)
+    for name, probed in opened.probes.items():
+        say(f"probing: {name}")
+        results[name], fitted[name] = probe_network(probed, protocol)
     if digest != restored.network.digest():
         raise RuntimeError("probing changed the network: this is a bug, please report it.")
 
-    folder = run / "evaluations" / _folder_name(restored.step, settings, parts, own)
+    folder = run / "evaluations" / _folder_name(restored.step, settings, parts, opened.own)
     files = {
         _file_of(network, fit): made
         for network, fits in fitted.items()
@@ -181,9 +136,9 @@ def probe_run(
         "run": str(run),
         "step": restored.step,
         "settings": settings.to_dict(),
-        "knn_protocol": protocol_name(config, settings.protocol),
+        "knn_protocol": protocol_name(restored.config, settings.protocol),
         "knn": None if protocol is None else protocol._asdict(),
-        **_data_of(parts, own),
+        **_data_of(parts, opened.own),
         "encoder_sha256": {"before": before, "after": restored.network.encoder_digest()},
         "network_sha256": digest,
         "classifiers": {
@@ -208,68 +163,15 @@ def _data_of(parts: Mapping[str, Part], own: bool) -> dict[str, Any]:
     }
 
 
-def _check_sources(
-    run: Path, info: Mapping[str, Any], sources: Mapping[str, Source] | None, data: ConfigDict
-) -> None:
-    if sources is not None and data.name:
-        raise UserError(f"give either sources or --data.name={data.name}, not both.")
-    if info["data"].get("from_python") and sources is None and not data.name:
-        raise UserError(
-            f"{run} was trained on data that came from Python: call linear_probe from Python too, "
-            "with its sources, or name another labelled set by --data.name."
-        )
-
-
-def _is_own(
-    info: Mapping[str, Any],
-    config: ConfigDict,
-    parts: Mapping[str, Part],
-    sources: Mapping[str, Source] | None,
-    settings: ConfigDict,
-    data: ConfigDict,
-) -> bool:
-    """Whether the data are those that the run was trained on, by what it noted of them."""
-    train = parts["train"]
-    if same_data(info["data"], train):
-        return True
-    # Another set's images for pretraining alone, such as STL-10's, would be opened for nothing; so
-    # would the run's train split, if it has just been seen to be another.
-    uncut = all(settings[key] < 0 for key in FRACTIONS)
-    if data.name or (uncut and sources is None and pretraining_split(config.data) == "train"):
-        return False
-    splits = Splits(config.data, config.corruption, config.views.global_crops.size, sources)
-    return same_data(info["data"], Part(splits["pretrain"], train.view))
-
-
-def _networks(
-    restored: Restored, layer: str, baselines: bool, mesh: Mesh
-) -> dict[str, tuple[Network, str]]:
-    """Each network that is probed, and which of its layers."""
-    networks = {"trained": (restored.network, layer)}
-    if baselines:
-        untrained = fresh_method(restored.config, restored.spec, mesh)
-        networks |= {"untrained": (untrained, layer), "pixels": (raw_pixels(), PIXELS)}
-    return networks
-
-
 def probe_network(
-    probed: Probed, protocol: Protocol | None, saved: Saved
-) -> tuple[Scores, dict[str, Fitted]]:
+    probed: Probed, protocol: Protocol | None
+) -> tuple[dict[str, Any], dict[str, Fitted]]:
     """Every accuracy of one frozen network on the test split, and its classifiers.
 
     Returns:
-      By fit (see `Probed.classifiers`): top-1, top-5, balanced and by class, and what was chosen;
-      ``knn``, None without a protocol. Then the classifiers by fit.
+      Those of `linear_scores`, and ``knn``, None without a protocol. Then the classifiers by fit.
     """
-    results: Scores = {}
-    fits = {}
-    names = probed.class_names
-    for fit, made in probed.classifiers(saved):
-        if made.file:
-            _say(f"  {fit}: scoring {made.file}, fitted before (--probe.refit fits it anew)")
-        logits = made.classifier.logits(probed.test.features, probed.mesh)
-        results[fit] = {**scores(logits, probed.test.labels, names), **made.about.chosen}
-        fits[fit] = made
+    results, fits = linear_scores(probed)
     results["knn"] = None
     if protocol is not None:
         results["knn"] = knn_accuracy(
@@ -280,24 +182,6 @@ def probe_network(
             protocol=protocol,
         )
     return results, fits
-
-
-def _saved(evaluations: Path, settings: ConfigDict) -> Saved:
-    """The classifiers in a run's directory that may serve for another test corruption."""
-    if settings.test_corruption.name == probe.AS_TRAINED or settings.refit:
-        return []
-
-    def readable() -> list[str]:
-        found = sorted(evaluations.glob("*/classifier*.npz")) if evaluations.is_dir() else []
-        names = []
-        for path in found:
-            with contextlib.suppress(UserError, OSError):
-                LinearClassifier.load(path)
-                names.append(str(path))
-        return names
-
-    paths = distributed.agree("the saved classifiers", readable)
-    return [(path, *LinearClassifier.load(path)) for path in (as_path(p, "--run") for p in paths)]
 
 
 def _file_of(network: str, fit: str) -> str:
@@ -355,11 +239,6 @@ def _folder_name(step: int, settings: ConfigDict, parts: Mapping[str, Part], own
     return "-".join(names)
 
 
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)
-
-
 def print_card(card: Mapping[str, Any]) -> None:
     """The card's accuracies as a table."""
     settings = card["settings"]
@@ -396,7 +275,7 @@ def _main(values: flags.FlagValues) -> None:
     if jax.process_index() == 0:
         print_card(outcome.card)  # first, for the directory may be read-only
     outcome.write()
-    _say(f"card: {outcome.path}")
+    say(f"card: {outcome.path}")
 
 
 if __name__ == "__main__":

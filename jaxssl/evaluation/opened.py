@@ -40,7 +40,7 @@ from jaxssl.evaluation.probe_data import (
     with_data,
 )
 from jaxssl.evaluation.store import FeatureStore
-from jaxssl.run_directory import read_config, read_info
+from jaxssl.run_directory import check_outside, read_config, read_info
 from jaxssl.storage import Path, as_path
 
 _OWN_FLAGS = {"data_dir": "--data_dir", **{key: f"--probe.{key}" for key in FRACTIONS}}
@@ -75,6 +75,8 @@ def open_run(
     sources: Mapping[str, Source] | None,
     data: ConfigDict,
     place: Place,
+    *,
+    reuse_classifiers: bool,
     store: FeatureStore | None = None,
 ) -> Opened:
     """Opens a checkpoint and the data that it is to be evaluated on; changes neither.
@@ -87,6 +89,7 @@ def open_run(
       sources: the splits of a run whose data came from Python, or of another labelled set.
       data: another labelled set, see `jaxssl.evaluation.probe_data.data_settings`.
       place: where the run's own data lie now.
+      reuse_classifiers: of earlier evaluations, where they are of the very same fit.
       store: where features are kept; None: nowhere.
 
     Raises:
@@ -95,6 +98,9 @@ def open_run(
     info = read_info(run)
     _check_sources(run, info, sources, data)
     config = with_data(read_config(run), data, place)
+    if sources is None:
+        own_flags = ("--data.data_dir" if data.name else "--data_dir", "--digits_dir")
+        check_outside(run, "--run", config.data, own_flags)
     mesh = distributed.data_mesh()
     with flags_of(None if data.name else _OWN_FLAGS):
         opening = Opening(config, settings, sources)
@@ -111,7 +117,7 @@ def open_run(
     restored = restored_method(run, step, mesh)
     layers = restored.network.layers(parts["train"].view, train.gather(np.zeros(1, np.int64)))
     check_layer("--probe.layer", settings.layer, layers)
-    saved = saved_classifiers(run / "evaluations", settings)
+    saved = saved_classifiers(run / "evaluations") if reuse_classifiers else []
     probes = {
         name: Probed(
             name,
@@ -173,10 +179,8 @@ def _networks(
     return networks
 
 
-def saved_classifiers(evaluations: Path, settings: ConfigDict) -> Saved:
-    """The classifiers in a run's directory that may serve again."""
-    if settings.refit:
-        return []
+def saved_classifiers(evaluations: Path) -> Saved:
+    """The classifiers in a run's directory."""
 
     def readable() -> list[str]:
         found = sorted(evaluations.glob("*/classifier*.npz")) if evaluations.is_dir() else []
