@@ -28,7 +28,7 @@ from jaxssl.evaluation import probe
 from jaxssl.evaluation.card import Card, chosen_sections, make_card
 from jaxssl.evaluation.comparison import compare
 from jaxssl.evaluation.opened import open_run, say
-from jaxssl.evaluation.pages import card_page, percent, run_names, with_interval
+from jaxssl.evaluation.pages import card_page, percent, plus_minus, run_names
 from jaxssl.evaluation.probe_data import Place, data_settings
 from jaxssl.evaluation.store import FeatureStore
 from jaxssl.linear_probe import check_settings
@@ -133,7 +133,7 @@ def print_cards(cards: Sequence[Card], comparisons: Sequence[Mapping[str, Any]])
             (
                 "+".join(names[run] for run in row["second"]),
                 row["by"],
-                with_interval(row["difference"]),
+                plus_minus(row["difference"]),
             )
             for row in comparisons
         ]
@@ -146,13 +146,14 @@ def _fingerprint_table(card: Card) -> Any:
     rows = [
         (
             name,
-            *(with_interval(rows[name]["accuracy"]) for rows in found.values()),
-            with_interval(found["trained"][name].get("delta_a")),
+            *(plus_minus(rows[name]["accuracy"]) for rows in found.values()),
+            plus_minus(found["trained"][name].get("delta_a")),
         )
         for name in found["trained"]
     ]
     columns = ("condition", *(f"{network} %" for network in found), "drop of trained %")
-    return text_table(rows, columns, "Reliance fingerprint: top-1, 95 % intervals over images")
+    title = "Reliance fingerprint: top-1 and half the width of its 95 % interval over images"
+    return text_table(rows, columns, title)
 
 
 def _main(values: flags.FlagValues) -> None:

@@ -25,6 +25,15 @@ def with_interval(cell: Cell, scale: float = 100.0, digits: int = 1) -> str:
     return f"{value} [{', '.join(ends)}]" if all(ends) else value
 
 
+def plus_minus(cell: Cell, scale: float = 100.0, digits: int = 1) -> str:
+    """A value and half the width of its interval, for a terminal; a dash for none."""
+    if cell is None or cell["value"] is None:
+        return "-"
+    value, low, high = cell["value"], cell["low"], cell["high"]
+    said = f"{scale * value:.{digits}f}"
+    return said if low is None or high is None else f"{said} ±{scale * (high - low) / 2:.{digits}f}"
+
+
 def card_page(cards: Sequence[Card], comparisons: Sequence[Mapping[str, Any]]) -> str:
     """One page for one run, or for several side by side."""
     names = run_names(cards)
