@@ -23,10 +23,9 @@ _STYLE = """
 }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
-p, figcaption, caption { color: var(--quiet); } figure { margin: 1rem 0; }
+p, figcaption { color: var(--quiet); margin: 1rem 0 .3rem; } figure { margin: 1rem 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding: .3rem 0; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
 th { background: var(--soft); font-weight: 600; }
 th:first-child, td:first-child { text-align: left; }
@@ -58,7 +57,7 @@ class Table:
             for row in self.rows
         )
         return (
-            f'<div class="wide"><table><caption>{_safe(self.caption)}</caption>\n'
+            f'<p>{_safe(self.caption)}</p>\n<div class="wide"><table>\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
         )
 
