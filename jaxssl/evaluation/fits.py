@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.evaluation.classifier import About, LinearClassifier, names_of_classes
-from jaxssl.evaluation.features import Embed, FeatureSet, extract, whole_batch
+from jaxssl.evaluation.features import Embed, FeatureSet, check_finite, extract, whole_batch
 from jaxssl.evaluation.frozen import Network, View
 from jaxssl.evaluation.probe_data import Part
 from jaxssl.storage import Path
@@ -87,7 +87,7 @@ class Probed:
         return self._extract(self._embeds[self.parts["test"].view], "test")
 
     def _extract(self, embed: Embed, split: str) -> FeatureSet:
-        return extract(
+        found = extract(
             embed,
             self.parts[split].source,
             mesh=self.mesh,
@@ -95,6 +95,8 @@ class Probed:
             batch_size=whole_batch(self.settings.feature_batch_size, self.mesh),
             target=self.settings.target,
         )
+        check_finite(found, f"{split} image", "--probe.layer")
+        return found
 
     @functools.cached_property
     def _digest(self) -> str:
