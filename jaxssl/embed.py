@@ -31,7 +31,13 @@ from jaxssl.data.sources import check_view_size, load, pretraining_split
 from jaxssl.data.splits import corrupted
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.classifier import write_npz
-from jaxssl.evaluation.features import Embed, FeatureSet, extract, whole_batch
+from jaxssl.evaluation.features import (
+    Embed,
+    FeatureSet,
+    check_finite,
+    extract,
+    whole_batch,
+)
 from jaxssl.evaluation.frozen import Restored, check_layer, make_test_view, restored_method
 from jaxssl.evaluation.probe_data import (
     WHERE_TRAINED,
@@ -194,6 +200,7 @@ def embed(
     check_channels(info, source)
     encoder = _encoder(run, step, settings.layer, "--embed.layer")
     found = encoder.of(source, batch_size=min(settings.batch_size, len(source)))
+    check_finite(found, "image", "--embed.layer")
     made: dict[str, Any] = {"features": found.features, "index": source.positions}
     if isinstance(source, FolderSource):
         made["files"] = source.names

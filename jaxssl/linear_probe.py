@@ -9,6 +9,7 @@ the classifiers into ``evaluations/linear_probe-<step>[-<what differs from the d
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,14 @@ from jaxssl.evaluation.probe_data import (
 from jaxssl.evaluation.sections.linear import linear_scores
 from jaxssl.metrics.knn import Protocol, knn_accuracy
 from jaxssl.randomness import check_seed
+from jaxssl.ranges import (
+    AT_LEAST_ONE,
+    MOMENTUM,
+    NON_NEGATIVE,
+    Range,
+    check_numbers,
+    check_ranges,
+)
 from jaxssl.reporting import print_table, results_table
 from jaxssl.run_directory import run_info
 from jaxssl.storage import Path, as_path, write_json
@@ -190,27 +199,34 @@ def _file_of(network: str, fit: str) -> str:
     return f"classifier-{network}-{fit}.npz"
 
 
+_COUNT = Range(0, math.inf, low_included=True)
+_RANGES = {
+    "feature_batch_size": AT_LEAST_ONE,
+    "labels_per_class": AT_LEAST_ONE,
+    "knn_k": _COUNT,
+    "evaluation_size": _COUNT,
+}
+_SGD_RANGES = {
+    "epochs": _COUNT,
+    "batch_size": AT_LEAST_ONE,
+    "learning_rate": NON_NEGATIVE,
+    "momentum": MOMENTUM,
+    "weight_decay": NON_NEGATIVE,
+}
+_LBFGS_RANGES = {"max_iterations": AT_LEAST_ONE, "tolerance": NON_NEGATIVE}
+
+
 def check_settings(settings: ConfigDict) -> None:
     """Raises UserError for a setting that no probe can have."""
     check_seed("--probe.seed", settings.seed)
-    least = {
-        "feature_batch_size": (settings.feature_batch_size, 1),
-        "labels_per_class": (settings.labels_per_class, 1),
-        "knn_k": (settings.knn_k, 0),
-        "evaluation_size": (settings.evaluation_size, 0),
-        "sgd.epochs": (settings.sgd.epochs, 0),
-        "sgd.batch_size": (settings.sgd.batch_size, 1),
-        "lbfgs.max_iterations": (settings.lbfgs.max_iterations, 1),
-    }
-    for name, (value, minimum) in least.items():
-        if value < minimum:
-            raise UserError(f"--probe.{name}={value} must be at least {minimum}.")
-    if not settings.lbfgs.l2_grid or min(settings.lbfgs.l2_grid) < 0:
-        raise UserError(
-            f"--probe.lbfgs.l2_grid={settings.lbfgs.l2_grid} must be numbers of at least 0."
-        )
+    check_ranges("--probe", settings, _RANGES)
+    check_ranges("--probe.sgd", settings.sgd, _SGD_RANGES)
+    check_ranges("--probe.lbfgs", settings.lbfgs, _LBFGS_RANGES)
+    check_numbers("--probe.lbfgs.l2_grid", settings.lbfgs.l2_grid, NON_NEGATIVE)
+    if not settings.lbfgs.l2_grid:
+        raise UserError("--probe.lbfgs.l2_grid=() holds no number to try: give at least one.")
     for key in FRACTIONS:
-        if settings[key] >= 1:
+        if not settings[key] < 1:
             raise UserError(f"--probe.{key}={settings[key]} must be a share below 1.")
     if settings.knn_k and settings.protocol == probe.NO_KNN:
         raise UserError(

@@ -343,9 +343,9 @@ def same_on_all(config: ConfigDict, data: Mapping[str, Any]) -> dict[str, Any]:
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Where two of `same_on_all` differ, in words."""
-    configs = (ConfigDict(told["config"]) for told in (one, other))
+    first, second = (ConfigDict(told["config"]) for told in (one, other))
     return [
-        *config_differences(*configs, ignore=()),
+        *config_differences(first, second, ignore=()),
         *identity_differences(one["data"], other["data"]),
     ]
 

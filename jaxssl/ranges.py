@@ -91,19 +91,20 @@ def check_ranges(group: str, values: Mapping[str, Any] | ConfigDict, ranges: Ran
     """Refuses values that are out of range.
 
     Args:
-      group: where the values stand in the config, such as ``"method"``.
+      group: where the values stand in the config, such as ``"method"``, or among a program's own
+        settings, such as ``"--probe.sgd"``.
       values: by name; those without a range are not looked at.
       ranges: by name; every one of them has a value.
 
     Raises:
       UserError: naming the first value, its flag and its range.
     """
+    place = group if group.startswith("--") else f"--config.{group}".rstrip(".")
     for name, allowed in ranges.items():
         if name not in values:
             raise UserError(
-                f"config{'.' if group else ''}{group} has no {name!r}, which is read there: take a "
-                "recipe that has it."
+                f"{place.removeprefix('--')} has no {name!r}, which is read there: take a recipe "
+                "that has it."
             )
         if not allowed.holds(values[name]):
-            prefix = f"{group}." if group else ""
-            raise UserError(f"--config.{prefix}{name}={values[name]} must be {allowed}.")
+            raise UserError(f"{place}.{name}={values[name]} must be {allowed}.")

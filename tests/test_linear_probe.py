@@ -69,7 +69,12 @@ def data_with(**changes):
         ({"labels_per_class": 0}, "--probe.labels_per_class=0 must be at least 1"),
         ({"sgd.epochs": -1}, "--probe.sgd.epochs=-1 must be at least 0"),
         ({"seed": -1}, "--probe.seed=-1 is out of range"),
-        ({"lbfgs.l2_grid": ()}, r"--probe.lbfgs.l2_grid=\(\) must be numbers"),
+        ({"lbfgs.l2_grid": ()}, r"--probe.lbfgs.l2_grid=\(\) holds no number"),
+        ({"lbfgs.l2_grid": (1e-3, 1e39)}, r"--probe.lbfgs.l2_grid=.* tuple of numbers, each at"),
+        ({"lbfgs.tolerance": 1e39}, "--probe.lbfgs.tolerance=1e.39 must be at least 0 and at"),
+        ({"sgd.learning_rate": -1.0}, "--probe.sgd.learning_rate=-1.0 must be at least 0"),
+        ({"sgd.weight_decay": float("nan")}, "--probe.sgd.weight_decay=nan must be at least 0"),
+        ({"test_fraction": float("nan")}, "--probe.test_fraction=nan must be a share below 1"),
         (
             {"layer": "taecher"},
             r"--probe.layer=taecher is unknown: choose one of pooled, proj.*tea",

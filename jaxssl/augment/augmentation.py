@@ -57,7 +57,11 @@ class Augmentation:
             ),
             ("solarize_threshold", SHARE.holds(self.solarize_threshold), str(SHARE)),
             ("crop_scale", 0 < low <= high <= 1, "two fractions above 0 and up to 1, in order"),
-            ("crop_ratio", 0 < self.crop_ratio[0] <= self.crop_ratio[1], "positive and in order"),
+            (
+                "crop_ratio",
+                1e-6 <= self.crop_ratio[0] <= self.crop_ratio[1] <= 1e6,
+                "two numbers from 1e-6 to 1e6, in order",
+            ),
             ("crop_filter", self.crop_filter in FILTERS, f"one of {', '.join(FILTERS)}"),
             ("hue", 0 <= self.hue <= 0.5, "from 0 to 1/2"),
             ("hue_space", self.hue_space in HUE_SPACES, f"one of {', '.join(HUE_SPACES)}"),

@@ -8,6 +8,7 @@ what is left is 0. A box is (y0, x0, y1, x1) in pixels, the corner of the top le
 
 import dataclasses
 import math
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -129,7 +130,8 @@ def checked_scale(scale: Scale) -> Scale:
     """
     if not len(scale):
         return ()
-    if len(scale) != 2 or not all(map(math.isfinite, scale)) or scale[0] >= scale[1]:
+    ends = all(map(math.isfinite, scale)) and len(scale) == 2
+    if not ends or not sys.float_info.min <= scale[1] - scale[0] < math.inf:
         raise UserError(
             f"--config.data.scale={tuple(scale)} is no range of values: give the two that become 0 "
             "and 255, the lower first, such as (0, 65535)."
@@ -154,8 +156,9 @@ def to_8_bits(values: np.ndarray, scale: Scale, where: str) -> UInt8[np.ndarray,
             "--config.data.scale=(low,high) which values are to become 0 and 255."
         )
     low, high = scale
-    # Neither float16 nor float32 holds all integers of 32 bits.
-    shares = (values.astype(np.float64) - low) / (high - low)
+    with np.errstate(over="ignore"):  # what becomes infinite is outside
+        # Neither float16 nor float32 holds all integers of 32 bits.
+        shares = (values.astype(np.float64) - low) / (high - low)
     if np.isnan(shares).any():
         raise UserError(f"{where} holds NaN: replace it by a number.")
     return np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
@@ -237,7 +240,8 @@ def canonical_boxes(
       Boxes, float32, in pixels of the canonical image, and their classes, int32; K <= M.
     """
     top, left, scale_y, scale_x, content = canonical.place(size)
-    moved = (boxes - np.array((top, left, top, left))) / np.array((scale_y, scale_x) * 2)
+    with np.errstate(over="ignore"):  # what becomes infinite is outside
+        moved = (boxes - np.array((top, left, top, left))) / np.array((scale_y, scale_x) * 2)
     clipped = np.clip(moved, 0, np.array((*content, *content))).astype(np.float32)
     kept = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
     return clipped[kept], labels[kept].astype(np.int32)

@@ -286,12 +286,19 @@ def check_target(key: str, values: np.ndarray, images: tuple[int, ...], name: st
     expected = [known.get(letter) for letter in dimensions.split()]
     if (
         not np.issubdtype(values.dtype, KINDS_OF_DTYPE[kind])
+        or np.iscomplexobj(values)
         or len(expected) != values.ndim
         or any(size not in (None, got) for size, got in zip(expected, values.shape, strict=True))
     ):
         raise UserError(
             f"target {key!r} of {name} is {values.dtype} {list(values.shape)} for images "
             f"{list(images)}: pass {kind} values of shape [{dimensions.replace(' ', ', ')}]."
+        )
+    largest = np.finfo(np.float32).max
+    if kind == "real" and not np.all(np.abs(values) <= largest):
+        raise UserError(
+            f"target {key!r} of {name} has values that are no finite numbers of 32 bits: correct "
+            "them."
         )
     limits = np.iinfo(np.int32)
     if kind == "integer" and values.size and not _within(values, limits.min, limits.max):

@@ -264,7 +264,7 @@ def _rows(
 
 def _judged_on(kind: Kind, config: ConfigDict, available: Sequence[str]) -> list[Source]:
     """The published splits for choices and tests, but for train and for what cannot be opened."""
-    opened = {}
+    opened: dict[str, Source] = {}
     for split in ("validation", "test"):
         with contextlib.suppress(UserError):  # said by whoever asks for that split
             published = _published_split(split, available, config)

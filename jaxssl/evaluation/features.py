@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Int
 from jaxssl.data.examples import Source
 from jaxssl.data.pipeline import eval_batches
 from jaxssl.distributed import DATA_AXIS, fetch, global_batch
+from jaxssl.errors import UserError
+from jaxssl.words import counted
 
 Batch = Mapping[str, Any]
 Embed = Callable[[Batch], Float[Array, "b d"]]
@@ -28,6 +30,26 @@ class FeatureSet:
 
     features: Float[np.ndarray, "n d"]
     labels: Int[np.ndarray, " _"]
+
+
+def check_finite(found: FeatureSet, where: str, flag: str) -> None:
+    """Refuses features that hold NaN or infinity, which no classifier can be fitted on.
+
+    Args:
+      found: the features.
+      where: which images they are of.
+      flag: who names the layer.
+
+    Raises:
+      UserError: if there are some.
+    """
+    bad = int(np.sum(~np.isfinite(found.features).all(axis=1)))
+    if bad:
+        told = f"{bad:,} of {counted(len(found.features), where)}"
+        raise UserError(
+            f"the network gives NaN or infinity for {told}: choose another layer by {flag}, or "
+            "another checkpoint by --step."
+        )
 
 
 def as_vectors(layer: Float[Array, "b *space d"]) -> Float[Array, "b d"]:

@@ -15,7 +15,7 @@ from jaxssl.data.examples import Source
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.evaluation.classifier import About, LinearClassifier, names_of_classes
-from jaxssl.evaluation.features import Embed, FeatureSet, extract, whole_batch
+from jaxssl.evaluation.features import Embed, FeatureSet, check_finite, extract, whole_batch
 from jaxssl.evaluation.frozen import Network, View
 from jaxssl.evaluation.probe_data import Part
 from jaxssl.evaluation.store import FeatureStore
@@ -106,7 +106,7 @@ class Probed:
         return self.features_of(self.parts["test"])
 
     def _extract(self, embed: Embed, source: Source) -> FeatureSet:
-        return extract(
+        found = extract(
             embed,
             source,
             mesh=self.mesh,
@@ -114,6 +114,8 @@ class Probed:
             batch_size=whole_batch(self.settings.feature_batch_size, self.mesh),
             target=self.settings.target,
         )
+        check_finite(found, f"{split} image", "--probe.layer")
+        return found
 
     @functools.cached_property
     def _digest(self) -> str:

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from jaxssl.errors import UserError, choose
-from jaxssl.ranges import NON_NEGATIVE, Range, is_schedule, values_of
+from jaxssl.ranges import ANY, NON_NEGATIVE, Range, check_ranges, is_schedule, values_of
 
 TRACED = ("warmup_from", "value", "end")
 FIELDS = (*TRACED, "warmup_epochs", "shape", "granularity")
@@ -80,6 +80,8 @@ def check_schedule(name: str, leaf: Any, allowed: Range, epochs: float) -> None:
         if not allowed.holds(value):
             flag = f"{name}.{field}" if field else name
             raise UserError(f"--config.hyper.{flag}={value} must be {allowed}.")
+    if is_schedule(leaf):  # what its shape does not read becomes a float32 too
+        check_ranges(f"hyper.{name}", leaf, dict.fromkeys(TRACED, ANY))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -383,6 +383,7 @@ def test_views_are_within_range(batch):
         ("crop_scale", (0.0, 1.0), r"crop_scale=\(0.0, 1.0\)"),
         ("hue", 0.6, "hue=0.6"),
         ("blur_kernel_size", 4, "blur_kernel_size=4"),
+        ("crop_ratio", (1e-300, 1.0), "crop_ratio=.* must be two numbers from 1e-6 to 1e6"),
         ("blur_kernel_size", -1, "blur_kernel_size=-1"),
         ("blur_kernel_size", 2 * EVERYTHING.size + 1, "at most"),
         ("crop_filter", "lanczos", "crop_filter='lanczos'"),

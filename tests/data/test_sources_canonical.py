@@ -9,7 +9,14 @@ import pytest
 from batches import assert_same_batch, everything
 
 from jaxssl.corruptions.apply import corruption_group
-from jaxssl.data.canonical import Canonical, canonical_boxes, padded_boxes, resize
+from jaxssl.data.canonical import (
+    Canonical,
+    canonical_boxes,
+    checked_scale,
+    padded_boxes,
+    resize,
+    to_8_bits,
+)
 from jaxssl.data.decoding import decode_image, decode_mask
 from jaxssl.data.sources import check_view_size, load
 from jaxssl.data.splits import corrupted
@@ -79,6 +86,22 @@ def test_boxes_are_moved_clipped_and_dropped():
     padded, padded_labels = padded_boxes(moved, labels, 4)
     np.testing.assert_array_equal(padded, [*moved, [0, 0, 0, 0]])
     assert padded_labels.tolist() == [1, 2, 5, -1]
+
+
+def test_numbers_that_overflow_are_outside_and_say_nothing():
+    """Warnings are errors here: what NumPy says of an overflow must not reach the terminal."""
+    huge = np.array([[-1e308, -1e308, 1e308, 1e308], [1e308, 1e308, 1.1e308, 1.1e308]])
+    boxes, labels = canonical_boxes(huge, np.array([1, 2]), (1, 1), crop(8, 8))
+    assert boxes.tolist() == [[0, 0, 8, 8]]
+    assert labels.tolist() == [1]
+    values = np.array([-np.inf, -1e308, 0.25, 1e308, np.inf])
+    assert to_8_bits(values, (0.0, 0.5), "it").tolist() == [0, 0, 128, 255, 255]
+    assert to_8_bits(np.array([1e308]), (0.0, 1e-300), "it").tolist() == [255]
+    long = np.array([np.finfo(np.longdouble).max, np.longdouble(0)])
+    assert to_8_bits(long, (0.0, 1.0), "it").tolist() == [255, 0]
+    for scale in ((-1e308, 1e308), (0.0, 5e-324)):
+        with pytest.raises(UserError, match="is no range of values"):
+            checked_scale(scale)
 
 
 def test_no_boxes_are_no_boxes():

@@ -1,10 +1,12 @@
 import jax
 import numpy as np
+import pytest
 
 from jaxssl.data.examples import array_source
 from jaxssl.distributed import data_mesh
+from jaxssl.errors import UserError
 from jaxssl.evaluation import features
-from jaxssl.evaluation.features import extract, whole_batch
+from jaxssl.evaluation.features import check_finite, extract, whole_batch
 from jaxssl.randomness import Split
 
 
@@ -40,6 +42,16 @@ def test_a_set_without_the_target_has_no_labels():
     found = extract(embed, numbered(3), mesh=data_mesh(1), batch_size=4, target="digit")
     assert found.features.shape == (3, 1)
     assert found.labels.shape == (0,)
+
+
+def test_features_that_are_no_finite_numbers_are_refused():
+    found = features.FeatureSet(np.ones((3, 2), np.float32), np.zeros(0, np.int32))
+    check_finite(found, "test image", "--probe.layer")
+    found.features[1, 1] = np.inf
+    found.features[2] = np.nan
+    told = "gives NaN or infinity for 2 of 3 test images: choose another layer by --probe.layer"
+    with pytest.raises(UserError, match=told):
+        check_finite(found, "test image", "--probe.layer")
 
 
 def test_a_whole_batch_divides_over_the_mesh():

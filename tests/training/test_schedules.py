@@ -89,6 +89,7 @@ def test_impossible_schedules_are_refused():
         (schedule(0.1, end=0.2, warmup_epochs=1.0), "hyper.x.warmup_from=0.0 must be"),
         (ConfigDict({"value": 1.0}), "must have exactly the fields"),
         (1e-40, "--config.hyper.x=1e-40 must be"),
+        (schedule(0.1, shape="constant", end=1e300), "--config.hyper.x.end=1e.300 must be"),
     ]:
         with pytest.raises(UserError, match=sentence):
             check_schedule("x", leaf, POSITIVE, 20.0)
