@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from jaxssl.corruptions import (
     draw_uniforms,
     gamma,
     global_shuffle,
+    grayscale,
     inverse,
     jpeg,
     local_shuffle,
@@ -242,6 +244,19 @@ def test_numpy_and_jax_agree_on_gamma_to_the_bit(exponent, kind):
 # What a config names
 
 
+def test_grayscale_is_pillows_on_the_host_and_on_a_device():
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 12, 3), dtype=np.uint8)
+    expected = np.stack([PIL.Image.fromarray(image).convert("L") for image in images])[..., None]
+    expected = np.broadcast_to(expected, images.shape)
+    np.testing.assert_array_equal(grayscale(images), expected)
+    np.testing.assert_array_equal(jax.jit(grayscale)(jnp.asarray(images)), expected)
+    real = grayscale((images / 255).astype(np.float32))
+    np.testing.assert_array_equal(np.rint(real * 255), expected)
+    assert real.dtype == np.float32
+    with pytest.raises(ValueError, match="images of 1 channels have no colour"):
+        grayscale(images[..., :1])
+
+
 def test_the_constants_of_the_benchmark():
     assert CIFAR_C.shot_noise == (500, 250, 100, 75, 50)
     assert IMAGENET_C.shot_noise == (60, 25, 12, 5, 3)
@@ -257,6 +272,7 @@ def expected_of(name, images, drawn):
         "global_shuffle": lambda: global_shuffle(images, drawn, 4),
         "local_shuffle": lambda: local_shuffle(images, drawn, 4),
         "gamma": lambda: gamma(images, 2.5),
+        "grayscale": lambda: grayscale(images),
         "shot_noise": lambda: shot_noise(images, drawn, 5),
         "defocus_blur": lambda: defocus_blur(images, 8, 0.5),
         "jpeg": lambda: jpeg(images, 10),

@@ -1,4 +1,4 @@
-"""Corruptions of a data set: patch shuffling, gamma, and three of ImageNet-C.
+"""Corruptions of a data set: patch shuffling, gamma, grayscale, and three of ImageNet-C.
 
 Images are ``[..., H, W, C]`` with any number of channels, NumPy or JAX arrays, uint8 in [0, 255] or
 float in [0, 1]; what comes out has the shape, the dtype and the kind of array of what went in. On
@@ -190,6 +190,31 @@ def gamma(images: Images, exponent: Real) -> Images:
     _require_positive("exponent", exponent)
     levels = np.rint(255 * (np.arange(256) / 255) ** exponent)
     return _look_up(levels, _levels(images), images.dtype)
+
+
+def grayscale(images: Images) -> Images:
+    """Takes colour away: every channel becomes the luma of ITU-R 601, as Pillow rounds it.
+
+    A float image is taken at the nearest of its 256 levels. In integers, so that NumPy and JAX agree
+    to the bit.
+
+    Args:
+      images: [..., H, W, 3].
+
+    Raises:
+      ValueError: if the images have no three channels.
+    """
+    _require_images(images)
+    if images.shape[-1] != 3:
+        raise ValueError(
+            f"images of {images.shape[-1]} channels have no colour to take away: grayscale is for "
+            "images of 3."
+        )
+    xp = _namespace(images)
+    red, green, blue = (_levels(images)[..., c].astype(np.int32) for c in range(3))
+    luma = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+    levels = xp.broadcast_to(luma[..., None], images.shape)
+    return _look_up(np.arange(256.0), levels, images.dtype)
 
 
 def shot_noise(images: Images, uniforms: Float[AnyArray, "*b h w c"], photons: Real) -> Images:
@@ -465,6 +490,10 @@ def _build_gamma(settings: Any) -> Corruption:
     return Corruption(lambda images, drawn: gamma(images, exponent))
 
 
+def _build_grayscale(settings: Any) -> Corruption:
+    return Corruption(lambda images, drawn: grayscale(images))
+
+
 def _build_shot_noise(settings: Any) -> Corruption:
     constants, i = _severity(settings)
     photons = constants.shot_noise[i]
@@ -494,6 +523,7 @@ CORRUPTIONS: dict[str, Callable[[Any], Corruption]] = {
         _build_shuffle, local_shuffle, lambda shape, n: math.prod(_patch_size(shape, n))
     ),
     "gamma": _build_gamma,
+    "grayscale": _build_grayscale,
     "shot_noise": _build_shot_noise,
     "defocus_blur": _build_defocus_blur,
     "jpeg": _build_jpeg,

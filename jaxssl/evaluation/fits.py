@@ -114,7 +114,7 @@ class Probed:
             batch_size=whole_batch(self.settings.feature_batch_size, self.mesh),
             target=self.settings.target,
         )
-        check_finite(found, f"{split} image", "--probe.layer")
+        check_finite(found, f"image of {source.name}", "--probe.layer")
         return found
 
     @functools.cached_property
