@@ -156,5 +156,5 @@ def test_two_runs_side_by_side(card, capsys):
 def test_unknown_sections_and_layers_are_refused(run):
     with pytest.raises(UserError, match="--sections=fingerprnt is unknown"):
         chosen_sections(["fingerprnt"])
-    with pytest.raises(UserError, match="--probe.layer=stage9 is unknown"):
+    with pytest.raises(UserError, match=r"--probe\.layer=stage9 is unknown"):
         evaluate(run, None, asked(("knn",), layer="stage9"))

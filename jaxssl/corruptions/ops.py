@@ -195,8 +195,8 @@ def gamma(images: Images, exponent: Real) -> Images:
 def grayscale(images: Images) -> Images:
     """Takes colour away: every channel becomes the luma of ITU-R 601, as Pillow rounds it.
 
-    A float image is taken at the nearest of its 256 levels. In integers, so that NumPy and JAX agree
-    to the bit.
+    A float image is taken at the nearest of its 256 levels. In integers, so that NumPy and JAX
+    agree to the bit.
 
     Args:
       images: [..., H, W, 3].
