@@ -140,9 +140,9 @@ def _fingerprint(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Par
                 name,
                 with_interval(rows[name]["accuracy"]),
                 with_interval(rows[name].get("delta_a")),
-                with_interval(rows[name]["uniformity"], 1, 2),
+                with_interval(rows[name]["uniformity"], 1.0, 2),
                 with_interval(rows[name].get("delta_u")),
-                with_interval(rows[name].get("cosine"), 1, 3),
+                with_interval(rows[name].get("cosine"), 1.0, 3),
             )
             for name in conditions
         ]
@@ -187,7 +187,7 @@ def _geometry(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
     rows = [
         (
             network,
-            with_interval(result["uniformity"], 1, 3),
+            with_interval(result["uniformity"], 1.0, 3),
             f"{result['classwise_uniformity']:.3f}",
             f"{result['distance_within_classes']:.3f}",
             "-" if (d := result["distance_between_classes"]) is None else f"{d:.3f}",

@@ -17,9 +17,9 @@ def fingerprint_plot(networks: Mapping[str, Rows]) -> matplotlib.figure.Figure:
     figure = new_figure(8.5, 1.2 + 0.32 * len(names))
     axes = figure.subplots(1, 3, sharey=True)
     kinds = (
-        ("accuracy", "accuracy, %", 100),
-        ("uniformity", "uniformity U", 1),
-        ("cosine", "cosine to clean", 1),
+        ("accuracy", "accuracy, %", 100.0),
+        ("uniformity", "uniformity U", 1.0),
+        ("cosine", "cosine to clean", 1.0),
     )
     for axis, (kind, said, scale) in zip(axes, kinds, strict=True):
         for number, (network, rows) in enumerate(networks.items()):
