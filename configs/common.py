@@ -97,10 +97,15 @@ def schedule(
     leaf.value = value  # after the warm-up: what a study sweeps
     leaf.warmup_epochs = warmup_epochs  # length of a linear warm-up, may be fractional; 0: none
     leaf.warmup_from = warmup_from  # at step 0 of the warm-up
-    leaf.shape = shape  # from value to end: "cosine", "linear" or "constant"
+    leaf.shape = shape  # from value to end: "cosine", "linear"; or "constant", "switch": no end
     leaf.end = end  # at config.epochs
     leaf.granularity = granularity  # "step", "epoch", or "epoch_from_one" (MoCo's CIFAR demo)
     return leaf
+
+
+def from_epoch(epoch: float) -> ConfigDict:
+    """A leaf of ``hyper`` that is 0 before an epoch, which may be fractional, and then 1."""
+    return schedule(1.0, shape="switch", warmup_epochs=epoch)
 
 
 def data_group() -> ConfigDict:

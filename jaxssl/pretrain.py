@@ -46,6 +46,7 @@ from jaxssl.ranges import AT_LEAST_ONE, AT_LEAST_TWO, NON_NEGATIVE, POSITIVE, Ra
 from jaxssl.reporting import MetricWriter, Progress
 from jaxssl.run_directory import claim, note_resumption, owned, place
 from jaxssl.training.loop import Cadence, EpochHook, Reporter, train
+from jaxssl.training.optim import group_hyper
 from jaxssl.training.schedules import Schedules, check_schedule
 from jaxssl.training.state import Blueprint, TrainState, traced_scalars
 from jaxssl.training.step import Step, compile_step, make_epoch_hook, make_step
@@ -318,6 +319,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
             "every optimizer": {"learning_rate": NON_NEGATIVE, "weight_decay": NON_NEGATIVE},
             f"--config.method.name={config.method.name}": method.HYPER,
             f"--config.views.policy={config.views.policy}": policy_hyper(config.views.policy),
+            "--config.optimizer.groups": group_hyper(config.optimizer.groups),
         },
     )
     recipes(config.views)

@@ -5,7 +5,8 @@ A leaf is a number, which stays, or a group, which is a schedule:
     value          what it is after the warm-up, the number a study sweeps
     warmup_epochs  length of a linear warm-up, epochs, may be fractional; 0: none
     warmup_from    what it is at step 0 of the warm-up
-    shape          how it goes from ``value`` to ``end``, a key of `SHAPES`
+    shape          how it goes from ``value`` to ``end``, a key of `SHAPES`; a "switch" has no
+                   slopes: ``warmup_from`` for ``warmup_epochs``, then ``value``
     end            what it is at the horizon, ``config.epochs``
     granularity    how often the shape moves, a key of `GRANULARITIES`; the warm-up moves each step
 
@@ -31,6 +32,7 @@ FIELDS = (*TRACED, "warmup_epochs", "shape", "granularity")
 # From the progress in [0, 1] to the share of ``value`` that is left; the rest is ``end``.
 SHAPES: dict[str, Callable[[Float[Array, ""]], Float[Array, ""]]] = {
     "constant": jnp.ones_like,
+    "switch": jnp.ones_like,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
 }
@@ -125,6 +127,9 @@ class Schedules:
         warmup, shape, granularity = self.leaves[name]
         epoch = jnp.asarray(step, jnp.float32) / float(self.steps_per_epoch)
         whole = whole_epochs(step, self.steps_per_epoch).astype(jnp.float32)
+        if shape == "switch":
+            on = whole >= warmup if warmup.is_integer() else epoch >= warmup
+            return jnp.where(on, leaf["value"], leaf["warmup_from"])
         moved = GRANULARITIES[granularity](epoch, whole)
         progress = jnp.clip((moved - warmup) / (self.epochs - warmup), 0.0, 1.0)
         share = SHAPES[shape](progress)

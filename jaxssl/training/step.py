@@ -118,6 +118,7 @@ def make_step(
             learning_rate=now["learning_rate"],
             constant_learning_rate=_constant(hyper["learning_rate"]),
             weight_decay=now["weight_decay"],
+            factors=now,
         )
         method = merge(blueprint.graph, optax.apply_updates(state.params, updates), rest)
         method.after_update(now)
