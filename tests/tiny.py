@@ -1,9 +1,14 @@
-"""The smallest real runs: digits of 8x8 pixels, a net of a few thousand weights, three methods."""
+"""The smallest real runs: digits of 8x8 pixels, a net of a few thousand weights, each method."""
 
 import jax
 from ml_collections import ConfigDict
 
-from configs.pretrain import moco_v2, simclr, supervised
+from configs.pretrain import (
+    byol,
+    moco_v2,
+    simclr,
+    supervised,
+)
 from configs.quickstart import get_config as quickstart
 from jaxssl.data.pipeline import training_rows
 from jaxssl.data.sources import load
@@ -12,8 +17,13 @@ from jaxssl.training.schedules import Schedules
 from jaxssl.training.state import Blueprint, traced_scalars
 from jaxssl.training.step import embedding_keys, make_step
 
-METHODS = ("simclr", "moco_v2", "supervised")
-RECIPES = {"simclr": simclr, "moco_v2": moco_v2, "supervised": supervised}
+RECIPES = {
+    "byol": byol,
+    "moco_v2": moco_v2,
+    "simclr": simclr,
+    "supervised": supervised,
+}
+METHODS = tuple(RECIPES)
 BATCH = 64
 
 
@@ -28,9 +38,10 @@ def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> Conf
         config.encoder.dtype = dtype
         config.run.checkpoint_every_steps = 10
         config.run.log_every_steps = 5
+        for head in {"head", "predictor"} & set(config.method):
+            config.method[head].update(hidden_dim=32, out_dim=16)
         if method == "moco_v2":
             config.method.queue_size = 2 * BATCH
-            config.method.head.out_dim = 16
             config.encoder.bn_groups = 8
     return config.lock()
 
