@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from configs.common import lars_group, view_group
 from jaxssl.augment.augmentation import Augmentation, lightly_cifar, simclr_cifar
+from jaxssl.training.optim import DECAY_ALL
 
 Views = Callable[[int], tuple[Augmentation, ...]]
 
@@ -96,6 +97,16 @@ def imagenet(config: ConfigDict, given: ConfigDict, views: Views) -> None:
 def byol_lars() -> ConfigDict:
     """LARS of BYOL, Barlow Twins, VICReg and MoCo-v3: the rate outside the momentum."""
     optimizer = lars_group()
+    optimizer.lr_in_momentum = False
+    return optimizer
+
+
+def larc() -> ConfigDict:
+    """SwAV's and DeepCluster-v2's: apex's LARC around SGD, on every parameter."""
+    optimizer = lars_group()
+    optimizer.scaling = "linear"
+    optimizer.groups = DECAY_ALL
+    optimizer.trust_formula = "sum_of_norms"
     optimizer.lr_in_momentum = False
     return optimizer
 

@@ -29,6 +29,7 @@ RECIPES = sorted(
 # by the small net for the two steps, and checked as they are without being run.
 SMALL = {
     "byol": "size=16",
+    "dino": "size=16",
     "quickstart": "",
     "digit_on_image": "base=digits,digits=digits,digit_size=2,image_size=8,size=16",
     "moco_v2": "queue=32,size=16",
@@ -37,6 +38,7 @@ SMALL = {
     "saturation": "examples=64,bits=4,side=16",
     "simclr": "size=16",
     "supervised": "size=16",
+    "swav": "size=16",
 }
 
 

@@ -1,17 +1,22 @@
 """The smallest real runs: digits of 8x8 pixels, a net of a few thousand weights, each method."""
 
 import jax
+from any_size import AnySize
 from ml_collections import ConfigDict
 
+from configs.common import from_epoch
 from configs.pretrain import (
     byol,
+    dino,
     moco_v2,
     simclr,
     supervised,
+    swav,
 )
 from configs.quickstart import get_config as quickstart
 from jaxssl.data.pipeline import training_rows
 from jaxssl.data.sources import load
+from jaxssl.models import ENCODERS
 from jaxssl.pretrain import make_spec, policy_of, resolve
 from jaxssl.training.schedules import Schedules
 from jaxssl.training.state import Blueprint, traced_scalars
@@ -19,12 +24,15 @@ from jaxssl.training.step import embedding_keys, make_step
 
 RECIPES = {
     "byol": byol,
+    "dino": dino,
     "moco_v2": moco_v2,
     "simclr": simclr,
     "supervised": supervised,
+    "swav": swav,
 }
 METHODS = tuple(RECIPES)
 BATCH = 64
+ENCODERS["any_size"] = AnySize
 
 
 def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> ConfigDict:
@@ -40,10 +48,25 @@ def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> Conf
         config.run.log_every_steps = 5
         for head in {"head", "predictor"} & set(config.method):
             config.method[head].update(hidden_dim=32, out_dim=16)
+        config.optimizer.groups = recipe.optimizer.groups
         if method == "moco_v2":
             config.method.queue_size = 2 * BATCH
             config.encoder.bn_groups = 8
+        if "num_prototypes" in config.method:
+            config.method.num_prototypes = 24
+            use_small_crops(config)
+        if method == "swav":
+            config.method.queue_size = 2 * BATCH
+            config.hyper.queue = from_epoch(1.0)
+            config.hyper.learning_rate.value = 0.1  # SGD's, where the recipe has Adam
     return config.lock()
+
+
+def use_small_crops(config: ConfigDict) -> None:
+    """Two views of 8 pixels and two of 6, and an encoder that takes both."""
+    config.encoder.name = "any_size"
+    config.views.global_crops.crop_filter = "bilinear"
+    config.views.local_crops = {**config.views.global_crops, "size": 6, "crop_scale": (0.2, 0.5)}
 
 
 class Run:

@@ -99,6 +99,19 @@ def lightly_cifar(size: int) -> tuple[Augmentation, ...]:
     return (view, view)
 
 
+def lightly_swav(size: int) -> tuple[Augmentation, ...]:
+    """SwAV's in the CIFAR-10 benchmark of lightly: `lightly_cifar` from .14, no small crops."""
+    view = dataclasses.replace(lightly_cifar(size)[0], crop_scale=(0.14, 1.0))
+    return (view, view)
+
+
+def lightly_dino(size: int) -> tuple[Augmentation, ...]:
+    """DINO's in the CIFAR-10 benchmark of lightly: BYOL's from .4, no blur, no small crops."""
+    both = {"crop_scale": (0.4, 1.0), "crop_filter": "bilinear", "blur_p": 0.0}
+    first, second = (dataclasses.replace(view, **both) for view in byol(size))
+    return (first, second)
+
+
 def solo_symmetric(size: int) -> tuple[Augmentation, ...]:
     """``symmetric.yaml`` of solo-learn for CIFAR: colour strength 1, blur."""
     view = dataclasses.replace(
@@ -200,6 +213,24 @@ def swav_multi_crop(size: int) -> tuple[Augmentation, ...]:
     large = dataclasses.replace(simclr_imagenet(size)[0], crop_scale=(0.14, 1.0))
     small = dataclasses.replace(simclr_imagenet(round(size * 96 / 224))[0], crop_scale=(0.05, 0.14))
     return (large,) * 2 + (small,) * 6
+
+
+def solo_swav_multi_crop(size: int) -> tuple[Augmentation, ...]:
+    """SwAV's multi-crop of solo-learn for CIFAR: two views of ``size`` and six of 9/16 of it.
+
+    32 and 18 pixels there; the second large view is solarized now and then, the small ones blurred
+    too.
+    """
+    large = dataclasses.replace(_simclr(size, strength=0.75), crop_scale=(0.2, 1.0), hue=0.2)
+    side = round(size * 18 / 32)
+    small = dataclasses.replace(
+        _simclr(side, strength=1.0),
+        crop_scale=(0.08, 0.5),
+        blur_p=0.1,
+        blur_kernel_size=min(23, 2 * side - 1),
+        solarize_p=0.1,
+    )
+    return (large, dataclasses.replace(large, solarize_p=0.2)) + (small,) * 6
 
 
 def dino_multi_crop(size: int) -> tuple[Augmentation, ...]:

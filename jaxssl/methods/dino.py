@@ -18,11 +18,12 @@ from jaxssl.methods.method import (
     Layers,
     Method,
     Metrics,
+    Projections,
     Spec,
-    encoder_layers,
     follow,
-    head_layers,
     make_teacher,
+    projected_layers,
+    teacher_layers,
 )
 from jaxssl.methods.multi_crop import global_views, project_views
 from jaxssl.methods.prototypes import WeightNormalized
@@ -30,6 +31,8 @@ from jaxssl.models import Encoder
 from jaxssl.models.heads import build_head
 from jaxssl.models.layers import param_dtype
 from jaxssl.ranges import AT_LEAST_ONE, SHARE, TEMPERATURE, Ranges
+
+Embeddings = dict[str, tuple[Float[Array, "b _"], ...]]
 
 GELU = functools.partial(jax.nn.gelu, approximate=False)
 
@@ -63,7 +66,7 @@ class DINO(Method):
         self.teacher_last_layer = make_teacher(self.last_layer)
         self.center = Bank(jnp.zeros(outputs, param_dtype(dtype)))
 
-    def embed(self, views: Views, keys: Keys) -> dict[str, tuple[Float[Array, "b _"], ...]]:
+    def embed(self, views: Views, keys: Keys) -> Embeddings:
         """``student`` [B, K] of every view, ``teacher`` of the global ones, and what is watched.
 
         That is ``projection``: the student's [B, D] of the global views, before the last layer.
@@ -79,7 +82,7 @@ class DINO(Method):
 
     def objective(
         self,
-        embeddings: dict[str, tuple[Float[Array, "b _"], ...]],
+        embeddings: Embeddings,
         views: Views,
         key: Key[Array, ""],
         hyper: Hyper,
@@ -98,9 +101,7 @@ class DINO(Method):
         self.center[...] = dino_center(center, teacher, momentum=hyper["center_momentum"])
         return loss, {}
 
-    def watched(
-        self, embeddings: dict[str, tuple[Float[Array, "b _"], ...]]
-    ) -> tuple[Float[Array, "b d"], ...]:
+    def watched(self, embeddings: Embeddings) -> Projections:
         """The student's projections of the global views: K outputs would cost too much."""
         return embeddings["projection"]
 
@@ -112,11 +113,7 @@ class DINO(Method):
 
     def represent(self, images: Float[Array, "b h w c"]) -> Layers:
         """Encoder and head; the teacher's ``teacher`` (pooled) and ``teacher_projection``."""
-        layers = encoder_layers(self.encoder, images)
-        teacher = self.teacher_encoder(images, train=False).pooled
         return {
-            **layers,
-            **head_layers(self.head, layers["pooled"]),
-            "teacher": teacher,
-            "teacher_projection": self.teacher_head(teacher, train=False),
+            **projected_layers(self.encoder, self.head, images),
+            **teacher_layers(self.teacher_encoder, self.teacher_head, images),
         }

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxssl.errors import UserError
+from jaxssl.methods.method import Projections
 from jaxssl.models import Encoder, ProjectionHead
 
 KEPT = 2  # global views whose past projections SwAV's queue and DeepCluster-v2's bank hold
@@ -32,9 +33,7 @@ def check_kept(images: Images) -> None:
         )
 
 
-def project_views(
-    encoder: Encoder, head: ProjectionHead, images: Images
-) -> tuple[Float[Array, "b d"], ...]:
+def project_views(encoder: Encoder, head: ProjectionHead, images: Images) -> Projections:
     """The projections of every view, in training mode.
 
     Neighbouring views of one size are stacked and go through the encoder together, then all views

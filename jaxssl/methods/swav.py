@@ -18,9 +18,9 @@ from jaxssl.methods.method import (
     Layers,
     Method,
     Metrics,
+    Projections,
     Spec,
-    encoder_layers,
-    head_layers,
+    projected_layers,
 )
 from jaxssl.methods.multi_crop import KEPT, check_kept, global_views, project_views
 from jaxssl.methods.prototypes import Prototypes
@@ -111,7 +111,7 @@ class SwAV(Method):
         )
         return jax.vmap(assign)(rows).reshape(views, batch, -1, prototypes)[:, :, 0]
 
-    def watched(self, embeddings: Embeddings) -> tuple[Float[Array, "b d"], ...]:
+    def watched(self, embeddings: Embeddings) -> Projections:
         """The projections."""
         return embeddings["z"]
 
@@ -121,5 +121,4 @@ class SwAV(Method):
 
     def represent(self, images: Float[Array, "b h w c"]) -> Layers:
         """Encoder and head: ``head1`` ... and ``projection``."""
-        layers = encoder_layers(self.encoder, images)
-        return {**layers, **head_layers(self.head, layers["pooled"])}
+        return projected_layers(self.encoder, self.head, images)

@@ -29,7 +29,7 @@ def run_of(method: str) -> Run:
         # Large enough for what every device does alone (optimizer, teacher) to be a few percent.
         config.batch_size = BATCH
         config.encoder.width = 8
-        if method == "moco_v2":
+        if "queue_size" in config.method:
             config.method.queue_size = 2 * BATCH
     return Run(config)
 
