@@ -4,7 +4,7 @@ A method is an ``nnx.Module`` made of an encoder and whatever else it trains or 
 step calls `embed`, then `objective`, takes the gradient with respect to every ``nnx.Param``, lets
 the optimizer move them, and calls `after_update`. What must survive from step to step without
 being trained is an ``nnx.Variable`` of another type (`Teacher`, `Bank`, ``nnx.BatchStat`` ...);
-a method may assign to those in any of the three.
+a method may assign to those in any of the three, and in the optional `fill` and `on_epoch`.
 """
 
 import dataclasses
@@ -125,6 +125,15 @@ class Method(nnx.Module):
 
     def after_update(self, hyper: Hyper) -> None:
         """Runs after the optimizer has moved the parameters: EMA, counters."""
+
+    def fill(self, embeddings: Any, views: Views) -> None:
+        """Runs before the first step of a run, for each batch of epoch 0: a bank's first rows.
+
+        A method that defines it has all training images embedded once with the initial weights:
+        batch k with the views and keys of step k. The last batch may hold images of epoch 1 too
+        (`jaxssl.methods.queue.put_rows` settles which row stays). What `embed` assigns in this
+        pass, such as BatchNorm's statistics, is dropped; what this method assigns stays.
+        """
 
     def on_epoch(self, epoch: Int[Array, ""], key: Key[Array, ""], hyper: Hyper) -> None:
         """Runs on the mesh before the first step of each epoch: cluster assignments."""

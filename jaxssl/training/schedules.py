@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from jaxssl.errors import UserError, choose
-from jaxssl.ranges import NON_NEGATIVE, Range, is_schedule, values_of
+from jaxssl.ranges import NON_NEGATIVE, Range, Ranges, is_schedule, values_of
 
 TRACED = ("warmup_from", "value", "end")
 FIELDS = (*TRACED, "warmup_epochs", "shape", "granularity")
@@ -82,6 +82,35 @@ def check_schedule(name: str, leaf: Any, allowed: Range, epochs: float) -> None:
         if not allowed.holds(value):
             flag = f"{name}.{field}" if field else name
             raise UserError(f"--config.hyper.{flag}={value} must be {allowed}.")
+
+
+def check_hyper(hyper: ConfigDict, epochs: float, readers: Mapping[str, Ranges]) -> None:
+    """Refuses a leaf of ``hyper`` that is missing, out of range, or read by nothing.
+
+    Args:
+      hyper: the ``hyper`` group.
+      epochs: the horizon of schedules.
+      readers: what each reader reads, with ranges.
+
+    Raises:
+      UserError: naming it.
+    """
+    allowed = {}
+    for reader, ranges in readers.items():
+        for name, values in ranges.items():
+            if name not in hyper:
+                raise UserError(
+                    f"config.hyper has no {name}, which {reader} reads: put it into the recipe's "
+                    "hyper group (recipes of shipped policies take policy=NAME as an argument)."
+                )
+            allowed[name] = values
+    for name, leaf in hyper.items():
+        if name not in allowed:
+            raise UserError(
+                f"config.hyper.{name} is read by nothing in this config: remove it from the "
+                "recipe, or choose what reads it."
+            )
+        check_schedule(name, leaf, allowed[name], epochs)
 
 
 @dataclasses.dataclass(frozen=True)
