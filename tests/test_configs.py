@@ -29,6 +29,7 @@ RECIPES = sorted(
 # by the small net for the two steps, and checked as they are without being run.
 SMALL = {
     "byol": "size=16",
+    "deepcluster_v2": "size=16,centroids=20",
     "dino": "size=16",
     "quickstart": "",
     "digit_on_image": "base=digits,digits=digits,digit_size=2,image_size=8,size=16",
@@ -117,7 +118,7 @@ def test_a_preset_is_a_run(recipe, preset):
             config.encoder = convn_group(16, 4)
     method = METHODS[config.method.name]
     assert method.VIEWS in (None, len(recipes(config.views)))
-    spec = Spec(640, 10, 3, (16, 16), 40, 40)
+    spec = Spec(50_000, 10, 3, (16, 16), 40, 40)
     Blueprint.from_config(config.method, config.encoder, config.optimizer, spec)
 
 

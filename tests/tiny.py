@@ -1,12 +1,15 @@
 """The smallest real runs: digits of 8x8 pixels, a net of a few thousand weights, each method."""
 
 import jax
+import jax.numpy as jnp
 from any_size import AnySize
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs.common import from_epoch
 from configs.pretrain import (
     byol,
+    deepcluster_v2,
     dino,
     moco_v2,
     simclr,
@@ -16,14 +19,18 @@ from configs.pretrain import (
 from configs.quickstart import get_config as quickstart
 from jaxssl.data.pipeline import training_rows
 from jaxssl.data.sources import load
+from jaxssl.distributed import global_batch
+from jaxssl.methods import METHODS as KINDS
+from jaxssl.methods import Method
 from jaxssl.models import ENCODERS
 from jaxssl.pretrain import make_spec, policy_of, resolve
 from jaxssl.training.schedules import Schedules
-from jaxssl.training.state import Blueprint, traced_scalars
-from jaxssl.training.step import embedding_keys, make_step
+from jaxssl.training.state import Blueprint, TrainState, traced_scalars
+from jaxssl.training.step import embedding_keys, make_epoch_hook, make_fill, make_step
 
 RECIPES = {
     "byol": byol,
+    "deepcluster_v2": deepcluster_v2,
     "dino": dino,
     "moco_v2": moco_v2,
     "simclr": simclr,
@@ -93,6 +100,25 @@ class Run:
             batch_size=self.config.batch_size,
             learning_rate_scaling=self.config.optimizer.scaling,
         )
+
+    def start(self, mesh: Mesh) -> TrainState:
+        """The state before the first step, after what a method does before an epoch."""
+        state = self.blueprint.create(self.config.init_seed, mesh)
+        hyper = traced_scalars(self.config)
+        kind = KINDS[self.config.method.name]
+        if kind.fill is not Method.fill:
+            fill = make_fill(self.blueprint, self.policy, self.schedules, mesh)
+            for number in range(-(-len(self.source) // self.config.batch_size)):
+                batch = global_batch(mesh, self.batch(number))
+                state = fill(state, batch, jnp.int32(number), hyper)
+        if kind.on_epoch is not Method.on_epoch:
+            rates = {
+                "batch_size": self.config.batch_size,
+                "learning_rate_scaling": self.config.optimizer.scaling,
+            }
+            hook = make_epoch_hook(self.blueprint, self.schedules, mesh, **rates)
+            state = hook(state, jnp.int32(0), hyper)
+        return state
 
     def batch(self, step: int) -> dict:
         """The global batch of a step, on the host."""

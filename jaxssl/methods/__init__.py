@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from jaxssl.errors import choose
 from jaxssl.methods.byol import BYOL
+from jaxssl.methods.deepcluster import DeepClusterV2
 from jaxssl.methods.dino import DINO
 from jaxssl.methods.method import Keys, Method, Spec
 from jaxssl.methods.moco import MoCo
@@ -18,6 +19,7 @@ from jaxssl.ranges import check_ranges
 
 METHODS: dict[str, type[Method]] = {
     "byol": BYOL,
+    "deepcluster_v2": DeepClusterV2,
     "dino": DINO,
     "moco_v2": MoCo,
     "simclr": SimCLR,

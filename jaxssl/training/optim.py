@@ -187,7 +187,7 @@ class Rates(NamedTuple):
     scheduled: Scalar
     constant: Scalar
     weight_decay: Scalar
-    factors: Mapping[str, Scalar]
+    factors: Mapping[str, Array | float]
 
     def of(self, group: ParameterGroup) -> Scalar:
         """The learning rate of a group."""
@@ -350,7 +350,7 @@ def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformat
         learning_rate: Scalar,
         constant_learning_rate: Scalar,
         weight_decay: Scalar,
-        factors: Mapping[str, Scalar] = MappingProxyType({}),
+        factors: Mapping[str, Array | float] = MappingProxyType({}),
     ) -> tuple[Any, Any]:
         if config.clip_norm > 0:
             clip = optax.clip_by_global_norm(config.clip_norm)

@@ -51,6 +51,13 @@ def keys_of() -> Keys:
     return Keys(jax.random.split(KEY, BATCH), KEY)
 
 
+def embedded(method: Method, views: Views):
+    """What a copy of a method embeds, in one program."""
+    graph, state = nnx.split(method)
+    embed = jax.jit(lambda state, views: nnx.merge(graph, state).embed(views, keys_of()))
+    return jax.tree.map(np.asarray, embed(state, views))
+
+
 def step(method: Method, features: np.ndarray, hyper: dict, index: np.ndarray | None = None):
     """Loss, gradient to the parameters, and the variables after it: one compilation a method."""
     graph, params, rest = nnx.split(method, nnx.Param, ...)
@@ -65,12 +72,17 @@ def step(method: Method, features: np.ndarray, hyper: dict, index: np.ndarray | 
     run = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
     (loss, (embeddings, rest)), gradient = run(params, rest, views, hyper)
     nnx.update(method, rest)
-    return float(loss), gradient, embeddings
+    return float(loss), gradient, jax.tree.map(np.asarray, embeddings)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
+
+
+def numbers(**values: float) -> dict:
+    """Leaves of ``hyper`` at a step."""
+    return {name: jnp.float32(value) for name, value in values.items()}
 
 
 def entropy(scores: np.ndarray, targets: np.ndarray, temperature: float) -> float:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from crops import BATCH, GLOBAL, entropy, features_of, method_of, step, unit, views_of
+from crops import BATCH, GLOBAL, entropy, features_of, method_of, numbers, step, unit, views_of
 
 from jaxssl.errors import UserError
 
@@ -114,9 +114,9 @@ def test_a_queue_wants_two_large_views_and_a_multiple_of_the_batch():
     one = type(one)(**{**vars(one), "images": one.images[:1] + one.images[2:]})
     embeddings = {"z": (jnp.ones((BATCH, 5)),) * 3, "scores": (jnp.ones((BATCH, 7)),) * 3}
     with pytest.raises(UserError, match=r"--config.views.global_crops.count=1 must be 2"):
-        method.objective(embeddings, one, jax.random.key(0), HYPER)
+        method.objective(embeddings, one, jax.random.key(0), numbers(**HYPER))
     method = method_of("swav", "float32", **{**SETTINGS, "queue_size": BATCH + 1})
     views = views_of(np.float32(features_of()))
     embeddings = {"z": (jnp.ones((BATCH, 5)),) * 4, "scores": (jnp.ones((BATCH, 7)),) * 4}
     with pytest.raises(UserError, match=r"--config.method.queue_size=9 must be a multiple of"):
-        method.objective(embeddings, views, jax.random.key(0), HYPER)
+        method.objective(embeddings, views, jax.random.key(0), numbers(**HYPER))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from crops import method_of, step
+from flax import nnx
 from support import tree_distance
 
 from jaxssl.losses import sinkhorn_knopp
@@ -51,7 +52,7 @@ def put(module, tree: dict) -> None:
 
 
 def gradients(tree) -> dict:
-    return jax.tree.map(np.asarray, tree.to_pure_dict())
+    return jax.tree.map(np.asarray, nnx.to_pure_dict(tree))
 
 
 @pytest.mark.parametrize("kind", ["plain", "bn"])
@@ -108,4 +109,27 @@ def test_swav_is_lightlys_with_and_without_a_queue(kind):
         "head": head_of(f"swav_{kind}/gradient_head", norm=True),
         "prototypes": {"kernel": given["gradient_prototypes/weight"].T},
     }
+    assert tree_distance(gradients(gradient), theirs) < 1e-8
+
+
+def test_deepcluster_is_pytorchs_cross_entropy():
+    given = stored("deepcluster")
+    with jax.enable_x64(True):
+        method = method_of(
+            "deepcluster_v2",
+            head={"output_bias": True},
+            num_prototypes=7,
+            num_clusterings=3,
+            kmeans_iterations=1,
+        )
+        put(method.head, head_of("deepcluster/head", norm=True))
+        method.centroids[...] = jnp.asarray(given["centroids"])
+        labels = np.full(method.assignments.shape, -1, np.int32)
+        index = np.arange(labels.shape[1])[::-1][: given["labels"].shape[1]]
+        labels[:, index] = given["labels"]
+        method.assignments[...] = jnp.asarray(labels)
+        hyper = {"temperature": 0.1}
+        loss, gradient, _ = step(method, given["features"], hyper, index)
+    assert loss == pytest.approx(float(given["loss"]), rel=1e-9)
+    theirs = {"head": head_of("deepcluster/gradient_head", norm=True)}
     assert tree_distance(gradients(gradient), theirs) < 1e-8

@@ -48,7 +48,7 @@ def trained(method: str, num_devices: int) -> dict:
     with jax.enable_x64(True):
         run = run_of(method)
         mesh, hyper = data_mesh(num_devices), traced_scalars(run.config)
-        state = run.blueprint.create(run.config.init_seed, mesh)
+        state = run.start(mesh)
         lowered = compile_step(run.step(), mesh).lower(
             state, global_batch(mesh, run.batch(0)), hyper
         )
