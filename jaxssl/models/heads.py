@@ -10,6 +10,7 @@ Published heads are settings of one class (hidden layers; last layer):
     Barlow Twins   arXiv:2103.03230  8192: no bias, BatchNorm, ReLU; no bias
     SwAV           arXiv:2006.09882  2048: bias, BatchNorm, ReLU; 128: bias; fan_in_uniform
     DINO           arXiv:2104.14294  2048, 2048: bias, GELU; 256: bias; normal_0.02
+    Align-Uniform  arXiv:2005.10242  num_layers=1 (fc8 of the small AlexNet): bias; normal_0.02
 """
 
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def _zero_bias(in_dim: int) -> Callable:
 
 DENSE_INITS = {
     "normal_0.01": DenseInit(jax.nn.initializers.normal(0.01), _zero_bias),  # SimCLR
-    # DINO, whose code cuts it off at +-2: never.
+    # Align-Uniform; DINO, whose code cuts it off at +-2: never.
     "normal_0.02": DenseInit(jax.nn.initializers.normal(0.02), _zero_bias),
     # PyTorch's Linear: kernel and bias uniform in +-1/sqrt(fan_in).
     "fan_in_uniform": DenseInit(
