@@ -286,6 +286,12 @@ def shard_rows(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(DATA_AXIS))
 
 
+def row_shards() -> int:
+    """Into how many parts `shard_rows` cuts the leading axis, which must be a multiple of it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[DATA_AXIS]
+
+
 def on_mesh(function: Callable, mesh: Mesh) -> Callable:
     """``function``, traced where `shard_rows` knows the mesh."""
 

@@ -5,18 +5,26 @@ from jaxtyping import Array, UInt
 from ml_collections import ConfigDict
 
 from jaxssl.errors import choose
+from jaxssl.methods.byol import BYOL
+from jaxssl.methods.deepcluster import DeepClusterV2
+from jaxssl.methods.dino import DINO
 from jaxssl.methods.method import Keys, Method, Spec
 from jaxssl.methods.moco import MoCo
 from jaxssl.methods.simclr import SimCLR
 from jaxssl.methods.supervised import Supervised
+from jaxssl.methods.swav import SwAV
 from jaxssl.models import build_encoder
 from jaxssl.randomness import Purpose, step_key
 from jaxssl.ranges import check_ranges
 
 METHODS: dict[str, type[Method]] = {
+    "byol": BYOL,
+    "deepcluster_v2": DeepClusterV2,
+    "dino": DINO,
     "moco_v2": MoCo,
     "simclr": SimCLR,
     "supervised": Supervised,
+    "swav": SwAV,
 }
 
 

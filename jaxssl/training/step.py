@@ -118,6 +118,7 @@ def make_step(
             learning_rate=now["learning_rate"],
             constant_learning_rate=_constant(hyper["learning_rate"]),
             weight_decay=now["weight_decay"],
+            factors=now,
         )
         method = merge(blueprint.graph, optax.apply_updates(state.params, updates), rest)
         method.after_update(now)
@@ -179,3 +180,31 @@ def make_epoch_hook(
         return TrainState(state.step, params, rest, state.optimizer)
 
     return jax.jit(on_mesh(hook, mesh), out_shardings=replicated(mesh), donate_argnums=0)
+
+
+def make_fill(
+    blueprint: Blueprint, policy: Policy, schedules: Schedules, mesh: Mesh
+) -> Callable[[TrainState, Batch, Int[Array, ""], Hyper], TrainState]:
+    """`Method.fill` as a jitted function of (state, batch, number of the batch, hyper) on the mesh.
+
+    Arguments as of `make_step`.
+    """
+
+    def fill(state: TrainState, batch: Batch, number: Int[Array, ""], hyper: Hyper) -> TrainState:
+        now = schedules.at(hyper, state.step)
+        views = policy(batch, now)
+        keys = embedding_keys(views, number, now)
+        # On a copy of its own, so that nothing stays of what it assigns.
+        embeddings = merge(blueprint.graph, state.params, state.rest).embed(views, keys)
+        method = merge(blueprint.graph, state.params, state.rest)
+        method.fill(embeddings, views)
+        _, params, rest = split(method)
+        return TrainState(state.step, params, rest, state.optimizer)
+
+    whole, rows = replicated(mesh), sharded(mesh)
+    return jax.jit(
+        on_mesh(fill, mesh),
+        in_shardings=(whole, rows, whole, whole),
+        out_shardings=whole,
+        donate_argnums=0,
+    )

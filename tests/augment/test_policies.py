@@ -17,10 +17,10 @@ from jaxssl.corruptions import CORRUPTIONS, global_shuffle
 from jaxssl.corruptions.apply import Corruptor
 from jaxssl.errors import UserError
 from jaxssl.evaluation.frozen import make_test_view
-from jaxssl.pretrain import check_hyper, policy_of, resolve
+from jaxssl.pretrain import policy_of, resolve
 from jaxssl.randomness import Split
 from jaxssl.ranges import ANY
-from jaxssl.training.schedules import Schedules
+from jaxssl.training.schedules import Schedules, check_hyper
 from jaxssl.training.state import traced_scalars
 
 SIDE, N = 16, 6
