@@ -7,6 +7,7 @@ from configs.pretrain import (
     byol,
     moco_v2,
     simclr,
+    supcon,
     supervised,
 )
 from configs.quickstart import get_config as quickstart
@@ -21,6 +22,7 @@ RECIPES = {
     "byol": byol,
     "moco_v2": moco_v2,
     "simclr": simclr,
+    "supcon": supcon,
     "supervised": supervised,
 }
 METHODS = tuple(RECIPES)

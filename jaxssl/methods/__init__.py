@@ -9,6 +9,7 @@ from jaxssl.methods.byol import BYOL
 from jaxssl.methods.method import Keys, Method, Spec
 from jaxssl.methods.moco import MoCo
 from jaxssl.methods.simclr import SimCLR
+from jaxssl.methods.supcon import SupCon
 from jaxssl.methods.supervised import Supervised
 from jaxssl.models import build_encoder
 from jaxssl.randomness import Purpose, step_key
@@ -18,6 +19,7 @@ METHODS: dict[str, type[Method]] = {
     "byol": BYOL,
     "moco_v2": MoCo,
     "simclr": SimCLR,
+    "supcon": SupCon,
     "supervised": Supervised,
 }
 
