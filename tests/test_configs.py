@@ -28,6 +28,7 @@ RECIPES = sorted(
 # A small form of each recipe on its own set, made of what scikit-learn ships; ResNets are replaced
 # by the small net for the two steps, and checked as they are without being run.
 SMALL = {
+    "align_uniform": "size=16",
     "byol": "size=16",
     "quickstart": "",
     "digit_on_image": "base=digits,digits=digits,digit_size=2,image_size=8,size=16",

@@ -4,6 +4,7 @@ import jax
 from ml_collections import ConfigDict
 
 from configs.pretrain import (
+    align_uniform,
     byol,
     moco_v2,
     simclr,
@@ -19,6 +20,7 @@ from jaxssl.training.state import Blueprint, traced_scalars
 from jaxssl.training.step import embedding_keys, make_step
 
 RECIPES = {
+    "align_uniform": align_uniform,
     "byol": byol,
     "moco_v2": moco_v2,
     "simclr": simclr,

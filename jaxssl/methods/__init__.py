@@ -5,6 +5,7 @@ from jaxtyping import Array, UInt
 from ml_collections import ConfigDict
 
 from jaxssl.errors import choose
+from jaxssl.methods.align_uniform import AlignUniform
 from jaxssl.methods.byol import BYOL
 from jaxssl.methods.method import Keys, Method, Spec
 from jaxssl.methods.moco import MoCo
@@ -16,6 +17,7 @@ from jaxssl.randomness import Purpose, step_key
 from jaxssl.ranges import check_ranges
 
 METHODS: dict[str, type[Method]] = {
+    "align_uniform": AlignUniform,
     "byol": BYOL,
     "moco_v2": MoCo,
     "simclr": SimCLR,
