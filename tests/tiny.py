@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 from configs.pretrain import (
     align_uniform,
     byol,
+    generalized_contrastive,
     moco_v2,
     simclr,
     supcon,
@@ -22,6 +23,7 @@ from jaxssl.training.step import embedding_keys, make_step
 RECIPES = {
     "align_uniform": align_uniform,
     "byol": byol,
+    "generalized_contrastive": generalized_contrastive,
     "moco_v2": moco_v2,
     "simclr": simclr,
     "supcon": supcon,

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from jaxssl.errors import choose
 from jaxssl.methods.align_uniform import AlignUniform
 from jaxssl.methods.byol import BYOL
+from jaxssl.methods.generalized_contrastive import GeneralizedContrastive
 from jaxssl.methods.method import Keys, Method, Spec
 from jaxssl.methods.moco import MoCo
 from jaxssl.methods.simclr import SimCLR
@@ -19,6 +20,7 @@ from jaxssl.ranges import check_ranges
 METHODS: dict[str, type[Method]] = {
     "align_uniform": AlignUniform,
     "byol": BYOL,
+    "generalized_contrastive": GeneralizedContrastive,
     "moco_v2": MoCo,
     "simclr": SimCLR,
     "supcon": SupCon,
