@@ -34,6 +34,7 @@ SMALL = {
     "digit_on_image": "base=digits,digits=digits,digit_size=2,image_size=8,size=16",
     "generalized_contrastive": "size=16",
     "moco_v2": "queue=32,size=16",
+    "moco_v3": "size=16",
     "multi_digits": "digits=digits,canvas=32,sizes=8,evaluation_size=8,size=16",
     "randbit": "dataset=digits,image_size=8,size=16",
     "saturation": "examples=64,bits=4,side=16",

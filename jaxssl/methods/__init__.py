@@ -10,6 +10,7 @@ from jaxssl.methods.byol import BYOL
 from jaxssl.methods.generalized_contrastive import GeneralizedContrastive
 from jaxssl.methods.method import Keys, Method, Spec
 from jaxssl.methods.moco import MoCo
+from jaxssl.methods.moco_v3 import MoCoV3
 from jaxssl.methods.simclr import SimCLR
 from jaxssl.methods.supcon import SupCon
 from jaxssl.methods.supervised import Supervised
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "byol": BYOL,
     "generalized_contrastive": GeneralizedContrastive,
     "moco_v2": MoCo,
+    "moco_v3": MoCoV3,
     "simclr": SimCLR,
     "supcon": SupCon,
     "supervised": Supervised,
