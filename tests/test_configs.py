@@ -39,6 +39,7 @@ SMALL = {
     "randbit": "dataset=digits,image_size=8,size=16",
     "saturation": "examples=64,bits=4,side=16",
     "simclr": "size=16",
+    "simsiam": "size=16",
     "supcon": "size=16",
     "supervised": "size=16",
 }

@@ -10,6 +10,7 @@ from configs.pretrain import (
     moco_v2,
     moco_v3,
     simclr,
+    simsiam,
     supcon,
     supervised,
 )
@@ -28,6 +29,7 @@ RECIPES = {
     "moco_v2": moco_v2,
     "moco_v3": moco_v3,
     "simclr": simclr,
+    "simsiam": simsiam,
     "supcon": supcon,
     "supervised": supervised,
 }

@@ -12,6 +12,7 @@ from jaxssl.methods.method import Keys, Method, Spec
 from jaxssl.methods.moco import MoCo
 from jaxssl.methods.moco_v3 import MoCoV3
 from jaxssl.methods.simclr import SimCLR
+from jaxssl.methods.simsiam import SimSiam
 from jaxssl.methods.supcon import SupCon
 from jaxssl.methods.supervised import Supervised
 from jaxssl.models import build_encoder
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "moco_v2": MoCo,
     "moco_v3": MoCoV3,
     "simclr": SimCLR,
+    "simsiam": SimSiam,
     "supcon": SupCon,
     "supervised": Supervised,
 }
