@@ -29,6 +29,7 @@ RECIPES = sorted(
 # by the small net for the two steps, and checked as they are without being run.
 SMALL = {
     "align_uniform": "size=16",
+    "barlow_twins": "size=16",
     "byol": "size=16",
     "quickstart": "",
     "digit_on_image": "base=digits,digits=digits,digit_size=2,image_size=8,size=16",

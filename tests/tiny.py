@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 
 from configs.pretrain import (
     align_uniform,
+    barlow_twins,
     byol,
     generalized_contrastive,
     moco_v2,
@@ -24,6 +25,7 @@ from jaxssl.training.step import embedding_keys, make_step
 
 RECIPES = {
     "align_uniform": align_uniform,
+    "barlow_twins": barlow_twins,
     "byol": byol,
     "generalized_contrastive": generalized_contrastive,
     "moco_v2": moco_v2,

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from jaxssl.errors import choose
 from jaxssl.methods.align_uniform import AlignUniform
+from jaxssl.methods.barlow_twins import BarlowTwins
 from jaxssl.methods.byol import BYOL
 from jaxssl.methods.generalized_contrastive import GeneralizedContrastive
 from jaxssl.methods.method import Keys, Method, Spec
@@ -21,6 +22,7 @@ from jaxssl.ranges import check_ranges
 
 METHODS: dict[str, type[Method]] = {
     "align_uniform": AlignUniform,
+    "barlow_twins": BarlowTwins,
     "byol": BYOL,
     "generalized_contrastive": GeneralizedContrastive,
     "moco_v2": MoCo,
