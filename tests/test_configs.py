@@ -43,6 +43,7 @@ SMALL = {
     "simsiam": "size=16",
     "supcon": "size=16",
     "supervised": "size=16",
+    "vicreg": "size=16",
 }
 
 

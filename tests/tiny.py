@@ -14,6 +14,7 @@ from configs.pretrain import (
     simsiam,
     supcon,
     supervised,
+    vicreg,
 )
 from configs.quickstart import get_config as quickstart
 from jaxssl.data.pipeline import training_rows
@@ -34,6 +35,7 @@ RECIPES = {
     "simsiam": simsiam,
     "supcon": supcon,
     "supervised": supervised,
+    "vicreg": vicreg,
 }
 METHODS = tuple(RECIPES)
 BATCH = 64

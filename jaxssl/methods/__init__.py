@@ -16,6 +16,7 @@ from jaxssl.methods.simclr import SimCLR
 from jaxssl.methods.simsiam import SimSiam
 from jaxssl.methods.supcon import SupCon
 from jaxssl.methods.supervised import Supervised
+from jaxssl.methods.vicreg import VICReg
 from jaxssl.models import build_encoder
 from jaxssl.randomness import Purpose, step_key
 from jaxssl.ranges import check_ranges
@@ -31,6 +32,7 @@ METHODS: dict[str, type[Method]] = {
     "simsiam": SimSiam,
     "supcon": SupCon,
     "supervised": Supervised,
+    "vicreg": VICReg,
 }
 
 
