@@ -28,18 +28,25 @@ RECIPES = sorted(
 # A small form of each recipe on its own set, made of what scikit-learn ships; ResNets are replaced
 # by the small net for the two steps, and checked as they are without being run.
 SMALL = {
+    "align_uniform": "size=16",
+    "barlow_twins": "size=16",
     "byol": "size=16",
     "deepcluster_v2": "size=16,centroids=20",
     "dino": "size=16",
     "quickstart": "",
     "digit_on_image": "base=digits,digits=digits,digit_size=2,image_size=8,size=16",
+    "generalized_contrastive": "size=16",
     "moco_v2": "queue=32,size=16",
+    "moco_v3": "size=16",
     "multi_digits": "digits=digits,canvas=32,sizes=8,evaluation_size=8,size=16",
     "randbit": "dataset=digits,image_size=8,size=16",
     "saturation": "examples=64,bits=4,side=16",
     "simclr": "size=16",
+    "simsiam": "size=16",
+    "supcon": "size=16",
     "supervised": "size=16",
     "swav": "size=16",
+    "vicreg": "size=16",
 }
 
 

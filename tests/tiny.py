@@ -8,13 +8,20 @@ from ml_collections import ConfigDict
 
 from configs.common import from_epoch
 from configs.pretrain import (
+    align_uniform,
+    barlow_twins,
     byol,
     deepcluster_v2,
     dino,
+    generalized_contrastive,
     moco_v2,
+    moco_v3,
     simclr,
+    simsiam,
+    supcon,
     supervised,
     swav,
+    vicreg,
 )
 from configs.quickstart import get_config as quickstart
 from jaxssl.data.pipeline import training_rows
@@ -29,13 +36,20 @@ from jaxssl.training.state import Blueprint, TrainState, traced_scalars
 from jaxssl.training.step import embedding_keys, make_epoch_hook, make_fill, make_step
 
 RECIPES = {
+    "align_uniform": align_uniform,
+    "barlow_twins": barlow_twins,
     "byol": byol,
     "deepcluster_v2": deepcluster_v2,
     "dino": dino,
+    "generalized_contrastive": generalized_contrastive,
     "moco_v2": moco_v2,
+    "moco_v3": moco_v3,
     "simclr": simclr,
+    "simsiam": simsiam,
+    "supcon": supcon,
     "supervised": supervised,
     "swav": swav,
+    "vicreg": vicreg,
 }
 METHODS = tuple(RECIPES)
 BATCH = 64
