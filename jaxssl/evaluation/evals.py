@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxssl.augment.policies import Batch
+from jaxssl.compilation import compiler_options
 from jaxssl.data.examples import abstract_batch
 from jaxssl.data.splits import Splits
 from jaxssl.distributed import replicated, sharded
@@ -127,7 +128,12 @@ def embedder(
         return as_vectors(choose(f"evals.{name}.layer", layer, layers))
 
     whole = replicated(mesh)
-    jitted = jax.jit(embed, in_shardings=(whole, whole, sharded(mesh)), out_shardings=whole)
+    jitted = jax.jit(
+        embed,
+        in_shardings=(whole, whole, sharded(mesh)),
+        out_shardings=whole,
+        compiler_options=compiler_options(mesh),
+    )
     return lambda state: lambda batch: jitted(state.params, state.rest, batch)
 
 

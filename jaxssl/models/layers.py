@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxssl.errors import choose
+from jaxssl.models.conv import convolve
 from jaxssl.models.norm import BatchNorm
 
 # "float64" is for tests of exactness: it needs jax_enable_x64 and makes float64 parameters too.
@@ -123,6 +124,7 @@ class ConvNorm(nnx.Module):
             strides=stride,
             padding=((padding, padding), (padding, padding)),
             use_bias=False,
+            conv_general_dilated=convolve,
             dtype=settings.compute_dtype,
             param_dtype=settings.param_dtype,
             kernel_init=choose("encoder.kernel_init", kernel_init, KERNEL_INITS),

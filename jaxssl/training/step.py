@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxssl.augment.policies import Policy
 from jaxssl.augment.views import Views
+from jaxssl.compilation import compiler_options
 from jaxssl.distributed import on_mesh, replicated, sharded
 from jaxssl.methods import Keys, Method
 from jaxssl.methods.method import Metrics
@@ -155,6 +156,7 @@ def compile_step(step: Step, mesh: Mesh) -> Step:
         in_shardings=(whole, rows, whole),
         out_shardings=(whole, whole),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
 
 
@@ -179,7 +181,12 @@ def make_epoch_hook(
         _, params, rest = split(method)
         return TrainState(state.step, params, rest, state.optimizer)
 
-    return jax.jit(on_mesh(hook, mesh), out_shardings=replicated(mesh), donate_argnums=0)
+    return jax.jit(
+        on_mesh(hook, mesh),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+        compiler_options=compiler_options(mesh),
+    )
 
 
 def make_fill(
@@ -207,4 +214,5 @@ def make_fill(
         in_shardings=(whole, rows, whole, whole),
         out_shardings=whole,
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
