@@ -66,15 +66,15 @@ def check_schedule(name: str, leaf: Any, allowed: Range, epochs: float) -> None:
     if is_schedule(leaf):
         if set(leaf) != set(FIELDS):
             raise UserError(
-                f"config.hyper.{name} is a schedule and must have exactly the fields "
+                f"--config.hyper.{name} is a schedule and must have exactly the fields "
                 f"{', '.join(FIELDS)}: mend {', '.join(sorted(set(leaf) ^ set(FIELDS)))}."
             )
         choose(f"hyper.{name}.shape", leaf["shape"], SHAPES)
         choose(f"hyper.{name}.granularity", leaf["granularity"], GRANULARITIES)
         if not NON_NEGATIVE.holds(leaf["warmup_epochs"]) or leaf["warmup_epochs"] >= epochs:
             raise UserError(
-                f"--config.hyper.{name}.warmup_epochs={leaf['warmup_epochs']} of {epochs:g} "
-                "epochs must be at least 0 and less than --config.epochs."
+                f"--config.hyper.{name}.warmup_epochs={leaf['warmup_epochs']} must be at least 0 "
+                f"and less than --config.epochs={epochs:g}."
             )
     for field, value in values_of(leaf).items():
         if not allowed.holds(value):
