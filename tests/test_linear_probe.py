@@ -83,6 +83,10 @@ def data_with(**changes):
         ({"protocol": "none", "knn_k": 3}, "--probe.knn_k=3 has no meaning"),
         ({"test_fraction": 1.5}, "--probe.test_fraction=1.5 must be a share below 1"),
         ({"test_fraction": 0.2}, "test_fraction=0.2 would be ignored, for digits has a test split"),
+        (
+            {"test_corruption.name": "gamma", "test_corruption.exponent": 0.0},
+            "--probe.test_corruption.exponent=0.0 is out of range",
+        ),
         ({"target": "presence"}, "has no target 'presence' to probe: it has label"),
     ],
 )

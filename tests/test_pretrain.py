@@ -195,6 +195,7 @@ def test_refuses_a_foreign_directory(tmp_path):
         ({"views.global_crops.count": 3}, r"simclr takes 2 views and the config makes 3"),
         ({"encoder.bn_momentum": 1.0}, r"--config.encoder.bn_momentum=1.0 must be from 0"),
         ({"batch_size": 1}, r"--config.batch_size=1 must be at least 2"),
+        ({"evals.knn.split": "tset"}, r"--config.evals.knn.split=tset is unknown: choose one of t"),
         ({"epochs": 1e12}, r"--config.epochs=1e\+12 of 1294 images are 2.02e\+13 steps"),
         ({"hyper.learning_rate.value": float("nan")}, r"hyper.learning_rate.value=nan must be"),
         ({"hyper.learning_rate.end": -1.0}, r"hyper.learning_rate.end=-1.0 must be"),
@@ -245,7 +246,9 @@ def test_refuses_a_foreign_directory(tmp_path):
 )
 def test_bad_values_are_refused_in_one_sentence_and_leave_nothing(tmp_path, change, sentence):
     workdir = tmp_path / "run"
-    if {"evals.knn.layer", "evals.knn.protocol", "data.train_examples"} & set(change):
+    if {"evals.knn.layer", "evals.knn.protocol", "evals.knn.split", "data.train_examples"} & set(
+        change
+    ):
         change = change | {"evals.knn.every": 1.0}
     with pytest.raises(UserError, match=sentence) as caught:
         pretrain(short(**change), workdir)
