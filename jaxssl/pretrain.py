@@ -58,6 +58,7 @@ from jaxssl.training.optim import group_hyper
 from jaxssl.training.schedules import Schedules, check_hyper
 from jaxssl.training.state import Blueprint, TrainState, traced_scalars
 from jaxssl.training.step import Step, compile_step, make_epoch_hook, make_fill, make_step
+from jaxssl.words import counted
 
 UNSET = -1  # of init_seed and data_seed: as seed
 MAX_STEPS = 2**31  # steps are counted in int32
@@ -417,13 +418,14 @@ def make_spec(config: ConfigDict, source: Source, policy: Policy) -> Spec:
     total_steps = int(len(source) * config.epochs // config.batch_size)
     if total_steps >= MAX_STEPS:
         raise UserError(
-            f"--config.epochs={config.epochs:g} of {len(source)} images are {total_steps:.3g} "
-            f"steps, which must be fewer than {MAX_STEPS}: lower it."
+            f"--config.epochs={config.epochs:g} of {counted(len(source), 'image')} are "
+            f"{total_steps:.3g} steps, which must be fewer than {MAX_STEPS}: lower it."
         )
     if total_steps == 0:
         raise UserError(
-            f"--config.batch_size={config.batch_size} leaves no step in {config.epochs:g} epochs "
-            f"of {len(source)} images: lower it, or raise --config.epochs."
+            f"--config.batch_size={config.batch_size} leaves no step in "
+            f"--config.epochs={config.epochs:g} of {counted(len(source), 'image')}: lower the one, "
+            "or raise the other."
         )
     return Spec(
         num_examples=source.original_size,
@@ -440,7 +442,8 @@ def check_views(method: str, count: int) -> None:
     takes = METHODS[method].VIEWS
     if takes not in (None, count):
         raise UserError(
-            f"--config.method.name={method} takes {takes} views and the config makes {count}: set "
+            f"--config.method.name={method} takes {counted(takes, 'view')} and the config makes "
+            f"{count}: set "
             f"--config.views.global_crops.count={takes} and no local crops."
         )
 
@@ -464,7 +467,7 @@ def finished_in_words(done: int, stop: int) -> str:
     """How far a run is that has nothing left to do."""
     if done == stop:
         return f"step {done} of {stop}"
-    return f"it has {done} steps and --config.run.stop_step asks for {stop}"
+    return f"it has {counted(done, 'step')} and --config.run.stop_step asks for {stop}"
 
 
 def restore_or_create(

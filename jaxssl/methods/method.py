@@ -243,6 +243,6 @@ def require_labels(views: Views, method: str) -> Int[Array, " b"]:
 def no_labels(method: str) -> UserError:
     """What to raise where a method needs labels and there are none."""
     return UserError(
-        f"method {method} needs labels but the data set has none: choose a labelled set or a "
-        "self-supervised method."
+        f"--config.method.name={method} needs labels but the data set has none: choose a "
+        "labelled --config.data.name, or a self-supervised method."
     )

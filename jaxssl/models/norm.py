@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxssl.compilation import target
 from jaxssl.errors import UserError
+from jaxssl.words import counted
 
 
 def at_least_float32(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -88,7 +89,9 @@ class BatchNorm(nnx.Module):
           UserError: if `groups` < 1.
         """
         if groups < 1:
-            raise UserError(f"bn_groups={groups} must be at least 1.")
+            raise UserError(
+                f"bn_groups={groups} (of --config.encoder or of a head) must be at least 1."
+            )
         self.features = features
         self.momentum = momentum
         self.epsilon = epsilon
@@ -137,9 +140,9 @@ class BatchNorm(nnx.Module):
         images = x.shape[0] // views
         if images % self.groups:
             raise UserError(
-                f"{images} images do not split into {self.groups} equal BatchNorm groups: use a "
-                "--config.batch_size that is a multiple of bn_groups (--config.encoder.bn_groups, "
-                "--config.method.head.bn_groups)."
+                f"{counted(images, 'image')} cannot make {self.groups} equal BatchNorm groups: use "
+                "a --config.batch_size that is a multiple of bn_groups "
+                "(--config.encoder.bn_groups, --config.method.head.bn_groups)."
             )
         # Both moments in one pass over the activations and one all-reduce. Taken about the running
         # mean, their difference does not cancel where the mean is large against the deviation.

@@ -167,7 +167,8 @@ class ResNet(nnx.Module):
             raise ValueError(f"ResNet depth is {depth}; choose one of {sorted(LAYOUTS)}.")
         if width < 1 or channels < 1:
             raise UserError(
-                f"encoder.width={width} and the views' channels, {channels}, must be at least 1."
+                f"--config.encoder.width={width} and the views' channels, {channels}, must be at "
+                "least 1."
             )
         self.channels = channels
         self.dtype, self.compute_dtype = settings.dtype, settings.compute_dtype

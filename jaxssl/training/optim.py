@@ -101,17 +101,17 @@ def assign_groups(groups: Sequence[Sequence], params: Any) -> dict[str, Paramete
     for row in groups:
         if len(row) != len(ParameterGroup._fields):
             raise UserError(
-                f"a row of optimizer.groups is {tuple(row)!r}: give "
+                f"a row of --config.optimizer.groups is {tuple(row)!r}: give "
                 f"({', '.join(ParameterGroup._fields)})."
             )
         numbers = [number for number in (row[1], row[3]) if not isinstance(number, str)]
-        check_numbers("the numbers of a row of optimizer.groups", numbers, NON_NEGATIVE)
+        check_numbers("the numbers of a row of --config.optimizer.groups", numbers, NON_NEGATIVE)
         try:
             re.compile(row[0])
         except (re.error, TypeError) as error:
             raise UserError(
-                f"the pattern {row[0]!r} of optimizer.groups is no regular expression ({error}): "
-                "correct it."
+                f"the pattern {row[0]!r} of --config.optimizer.groups is no regular expression "
+                f"({error}): correct it."
             ) from error
     rows = [ParameterGroup(*row) for row in groups]
     assigned: dict[str, ParameterGroup] = {}
@@ -119,15 +119,15 @@ def assign_groups(groups: Sequence[Sequence], params: Any) -> dict[str, Paramete
         match = next((row for row in rows if re.fullmatch(row.pattern, path)), None)
         if match is None:
             raise UserError(
-                f"no pattern of optimizer.groups matches the parameter {path!r}: "
+                f"no pattern of --config.optimizer.groups matches the parameter {path!r}: "
                 "add a row for it, for instance a last one with the pattern '.*'."
             )
         assigned[path] = match
     for row in rows:
         if row not in assigned.values():
             raise UserError(
-                f"the pattern {row.pattern!r} of optimizer.groups governs no parameter: correct "
-                "it or remove it; earlier rows take precedence, and paths look like "
+                f"the pattern {row.pattern!r} of --config.optimizer.groups governs no parameter: "
+                "correct it or remove it; earlier rows take precedence, and paths look like "
                 f"{next(iter(assigned))!r}."
             )
     return assigned

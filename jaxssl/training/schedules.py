@@ -68,15 +68,15 @@ def check_schedule(name: str, leaf: Any, allowed: Range, epochs: float) -> None:
     if is_schedule(leaf):
         if set(leaf) != set(FIELDS):
             raise UserError(
-                f"config.hyper.{name} is a schedule and must have exactly the fields "
+                f"--config.hyper.{name} is a schedule and must have exactly the fields "
                 f"{', '.join(FIELDS)}: mend {', '.join(sorted(set(leaf) ^ set(FIELDS)))}."
             )
         choose(f"hyper.{name}.shape", leaf["shape"], SHAPES)
         choose(f"hyper.{name}.granularity", leaf["granularity"], GRANULARITIES)
         if not NON_NEGATIVE.holds(leaf["warmup_epochs"]) or leaf["warmup_epochs"] >= epochs:
             raise UserError(
-                f"--config.hyper.{name}.warmup_epochs={leaf['warmup_epochs']} of {epochs:g} "
-                "epochs must be at least 0 and less than --config.epochs."
+                f"--config.hyper.{name}.warmup_epochs={leaf['warmup_epochs']} must be at least 0 "
+                f"and less than --config.epochs={epochs:g}."
             )
     for field, value in values_of(leaf).items():
         if not allowed.holds(value):
@@ -102,14 +102,14 @@ def check_hyper(hyper: ConfigDict, epochs: float, readers: Mapping[str, Ranges])
         for name, values in ranges.items():
             if name not in hyper:
                 raise UserError(
-                    f"config.hyper has no {name}, which {reader} reads: put it into the recipe's "
+                    f"--config.hyper has no {name}, which {reader} reads: put it into the recipe's "
                     "hyper group (recipes of shipped policies take policy=NAME as an argument)."
                 )
             allowed[name] = values
     for name, leaf in hyper.items():
         if name not in allowed:
             raise UserError(
-                f"config.hyper.{name} is read by nothing in this config: remove it from the "
+                f"--config.hyper.{name} is read by nothing in this config: remove it from the "
                 "recipe, or choose what reads it."
             )
         check_schedule(name, leaf, allowed[name], epochs)

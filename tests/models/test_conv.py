@@ -156,7 +156,7 @@ def test_in_shard_map_the_gradient_is_the_sum_over_devices(case):
 @pytest.mark.parametrize("case", ["3x3", "1x1, stride 2"])
 def test_devices_share_the_work(case):
     with jax.enable_x64(True):
-        mesh, rows, whole, ours, theirs, arrays = sharded_problem(case)
+        mesh, rows, whole, ours, _, arrays = sharded_problem(case)
         placed = [NamedSharding(mesh, spec) for spec in (rows, whole, rows)]
         split = quick_jit(gradients_of(ours), in_shardings=placed).lower(*arrays).compile()
         one = quick_jit(gradients_of(ours)).lower(*arrays).compile()
