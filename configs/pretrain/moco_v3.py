@@ -25,6 +25,7 @@ Arguments: preset, dataset, batch, epochs, width, size (views, pixels), policy (
 """
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -64,7 +65,7 @@ def _solo(config: ConfigDict, given: ConfigDict) -> None:
 
 
 def _authors_views(size: int) -> tuple[Augmentation, ...]:
-    crops = {"crop_scale": (0.2, 1.0), "crop_filter": "bilinear"}
+    crops: dict[str, Any] = {"crop_scale": (0.2, 1.0), "crop_filter": "bilinear"}
     return tuple(dataclasses.replace(view, **crops) for view in byol(size))
 
 

@@ -1,6 +1,7 @@
 """The recipe of one view, and those that papers publish."""
 
 import dataclasses
+from typing import Any
 
 from jaxssl.augment.ops import HUE_SPACES, HueSpace
 from jaxssl.augment.resample import FILTERS, Filter
@@ -111,7 +112,7 @@ def lightly_swav(size: int) -> tuple[Augmentation, ...]:
 
 def lightly_dino(size: int) -> tuple[Augmentation, ...]:
     """DINO's in the CIFAR-10 benchmark of lightly: BYOL's from .4, no blur, no small crops."""
-    both = {"crop_scale": (0.4, 1.0), "crop_filter": "bilinear", "blur_p": 0.0}
+    both: dict[str, Any] = {"crop_scale": (0.4, 1.0), "crop_filter": "bilinear", "blur_p": 0.0}
     first, second = (dataclasses.replace(view, **both) for view in byol(size))
     return (first, second)
 
@@ -126,7 +127,7 @@ def solo_symmetric(size: int) -> tuple[Augmentation, ...]:
 
 def solo_symmetric_weak(size: int) -> tuple[Augmentation, ...]:
     """``symmetric_weak.yaml`` of solo-learn for CIFAR: half the colour strength."""
-    weak = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+    weak: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
     view = dataclasses.replace(solo_symmetric(size)[0], **weak)
     return (view, view)
 

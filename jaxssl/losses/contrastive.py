@@ -12,6 +12,7 @@ the number of embeddings forces the full matrix.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +176,11 @@ def cross_view_nt_xent(
     0.3408
     """
     check_features(z1=z1, z2=z2)
-    options = {"temperature": temperature, "axis_name": axis_name, "block_size": block_size}
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "axis_name": axis_name,
+        "block_size": block_size,
+    }
     return (in_batch_info_nce(z1, z2, **options) + in_batch_info_nce(z2, z1, **options)) / 2
 
 

@@ -1,6 +1,6 @@
 """Alignment and uniformity (Wang and Isola, arXiv:2005.10242), the two terms themselves."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -51,7 +51,7 @@ class AlignUniform(Method):
         self, embeddings: Projections, views: Views, key: Key[Array, ""], hyper: Hyper
     ) -> tuple[Float[Array, ""], Metrics]:
         """Weighted alignment, and the mean of the two views' weighted uniformity."""
-        numbers = {name: hyper[name] for name in self.HYPER}
+        numbers: dict[str, Any] = {name: hyper[name] for name in self.HYPER}
         return alignment_and_uniformity(*embeddings, **numbers), {}
 
     def watched(self, embeddings: Projections) -> Projections:

@@ -4,7 +4,7 @@ Every row of the paper's Table 1 is a ``distribution``; ``"characteristic"`` mee
 of 2025, LeJEPA (arXiv:2511.08544), whose own loss is a setting of it too.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -30,8 +30,14 @@ from jaxssl.models.heads import build_head
 from jaxssl.ranges import AT_LEAST_TWO, NON_NEGATIVE, POSITIVE, TEMPERATURE, Ranges, check_ranges
 
 # What the loss takes from the config, under the same names.
-SETTINGS = ("distribution", "normalize", "halve_alignment", "divide_by_dimension")
-SETTINGS += ("self_term", "views_together")
+SETTINGS = (
+    "distribution",
+    "normalize",
+    "halve_alignment",
+    "divide_by_dimension",
+    "self_term",
+    "views_together",
+)
 
 
 class GeneralizedContrastive(Method):
@@ -72,8 +78,10 @@ class GeneralizedContrastive(Method):
         self, embeddings: Projections, views: Views, key: Key[Array, ""], hyper: Hyper
     ) -> tuple[Float[Array, ""], Metrics]:
         """The scaled sum of alignment and weighted distance to the distribution."""
-        numbers = {name: hyper[name] for name in self.HYPER}
-        return generalized_contrastive(*embeddings, key=key, **dict(self.settings), **numbers), {}
+        first, second, *others = embeddings
+        numbers: dict[str, Any] = {name: hyper[name] for name in self.HYPER}
+        numbers |= dict(self.settings)
+        return generalized_contrastive(first, second, *others, key=key, **numbers), {}
 
     def watched(self, embeddings: Projections) -> Projections:
         """The projections."""

@@ -53,9 +53,9 @@ class SupCon(Method):
     ) -> tuple[Float[Array, ""], Metrics]:
         """Mean over the 2B anchors and their positives, outside or inside the logarithm."""
         labels = require_labels(views, "supcon")
-        loss = supcon(
-            *embeddings, labels, temperature=hyper["temperature"], positives=self.positives
-        )
+        first, second = embeddings
+        temperature = hyper["temperature"]
+        loss = supcon(first, second, labels, temperature=temperature, positives=self.positives)
         return loss, {}
 
     def watched(self, embeddings: Projections) -> Projections:

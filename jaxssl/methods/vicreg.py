@@ -1,6 +1,6 @@
 """VICReg (arXiv:2105.04906): two views agree; each has variance, and no covariance."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -50,7 +50,7 @@ class VICReg(Method):
         self, embeddings: Projections, views: Views, key: Key[Array, ""], hyper: Hyper
     ) -> tuple[Float[Array, ""], Metrics]:
         """The weighted sum of the three terms, over the global batch."""
-        weights = {name: hyper[name] for name in self.HYPER}
+        weights: dict[str, Any] = {name: hyper[name] for name in self.HYPER}
         return vicreg(*embeddings, **weights), {}
 
     def watched(self, embeddings: Projections) -> Projections:

@@ -1,5 +1,7 @@
 """RankMe: how many dimensions a representation really uses."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jaxtyping import Array, Float
@@ -28,7 +30,7 @@ def rankme(z: Float[Array | np.ndarray, "n d"], *, block_size: int = 4096) -> fl
     if block_size < 1:
         raise ValueError(f"block_size={block_size}: give at least 1.")
     rows = np.asarray(jax.device_get(z))
-    factor = np.zeros((0, rows.shape[1]))
+    factor: Any = np.zeros((0, rows.shape[1]))
     for start in range(0, len(rows), block_size):
         block = rows[start : start + block_size].astype(np.float64)
         if not np.isfinite(block).all():

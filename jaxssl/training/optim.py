@@ -191,8 +191,8 @@ class Rates(NamedTuple):
 
     def of(self, group: ParameterGroup) -> Scalar:
         """The learning rate of a group."""
-        factor = group.learning_rate
-        factor = self.factors[factor] if isinstance(factor, str) else factor
+        asked = group.learning_rate
+        factor = self.factors[asked] if isinstance(asked, str) else asked
         return (self.scheduled if group.scheduled else self.constant) * factor
 
 
