@@ -75,7 +75,8 @@ def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> Conf
             config.encoder.bn_groups = 8
         if "num_prototypes" in config.method:
             config.method.num_prototypes = 24
-            use_small_crops(config)
+        if method in ("dino", "swav"):
+            use_small_crop(config)
         if method == "swav":
             config.method.queue_size = 2 * BATCH
             config.hyper.queue = from_epoch(1.0)
@@ -83,11 +84,12 @@ def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> Conf
     return config.lock()
 
 
-def use_small_crops(config: ConfigDict) -> None:
-    """Two views of 8 pixels and two of 6, and an encoder that takes both."""
+def use_small_crop(config: ConfigDict) -> None:
+    """Two views of 8 pixels and one of 6, and an encoder that takes both."""
+    small = {"size": 6, "count": 1, "crop_scale": (0.2, 0.5)}
     config.encoder.name = "any_size"
     config.views.global_crops.crop_filter = "bilinear"
-    config.views.local_crops = {**config.views.global_crops, "size": 6, "crop_scale": (0.2, 0.5)}
+    config.views.local_crops = {**config.views.global_crops, **small}
 
 
 class Run:

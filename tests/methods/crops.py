@@ -55,7 +55,7 @@ def embedded(method: Method, views: Views):
     """What a copy of a method embeds, in one program."""
     graph, state = nnx.split(method)
     embed = jax.jit(lambda state, views: nnx.merge(graph, state).embed(views, keys_of()))
-    return jax.tree.map(np.asarray, embed(state, views))
+    return embed(state, views)
 
 
 def step(method: Method, features: np.ndarray, hyper: dict, index: np.ndarray | None = None):

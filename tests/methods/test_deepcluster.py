@@ -23,7 +23,7 @@ from crops import (
 from flax import nnx
 from tiny import config_for
 
-from jaxssl.distributed import data_mesh, on_mesh
+from jaxssl.distributed import data_mesh, on_mesh, replicated
 from jaxssl.errors import UserError
 from jaxssl.methods import Spec, build_method
 from jaxssl.methods.kmeans import spherical_kmeans
@@ -62,7 +62,8 @@ def clustered(devices):
     with jax.enable_x64(True):
         mesh = data_mesh(devices)
         cluster = functools.partial(spherical_kmeans, count=COUNT, iterations=4)
-        compiled = jax.jit(on_mesh(cluster, mesh)).lower(points(), jax.random.key(7)).compile()
+        jitted = jax.jit(on_mesh(cluster, mesh), out_shardings=replicated(mesh))
+        compiled = jitted.lower(points(), jax.random.key(7)).compile()
         found = jax.device_get(compiled(points(), jax.random.key(7)))
         return *found, compiled.cost_analysis()["flops"]
 
@@ -103,7 +104,8 @@ def filled():
             views = views_of(features_of(seed), index)
             embeddings = embedded(method, views)
             method.fill(embeddings, views)
-            newest |= {i: np.stack(embeddings)[:GLOBAL, row] for row, i in enumerate(index)}
+            z = np.stack([np.asarray(view) for view in embeddings])
+            newest |= {i: z[:GLOBAL, row] for row, i in enumerate(index)}
         method.on_epoch(jnp.int32(0), jax.random.key(5), {})
         return method, newest
 
