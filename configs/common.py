@@ -1,7 +1,8 @@
 """What recipes share: typed arguments and the groups that every config has."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -19,8 +20,7 @@ def arguments(text: str | None, **defaults: Any) -> ConfigDict:
       UserError: if a key is unknown or a value is not of its type.
     """
     result = ConfigDict(defaults)
-    for pair in filter(None, (text or "").split(",")):
-        key, _, value = pair.partition("=")
+    for key, value in _pairs(text):
         if key not in defaults:
             raise UserError(
                 f"config argument {key!r} is unknown: this recipe takes {', '.join(defaults)}."
@@ -34,6 +34,74 @@ def arguments(text: str | None, **defaults: Any) -> ConfigDict:
                 f"give one such as {key}={str(defaults[key]).lower()}."
             ) from None
     return result
+
+
+def _pairs(text: str | None) -> list[tuple[str, str]]:
+    """The (key, value) of each ``key=value``."""
+    parts = [pair.partition("=") for pair in filter(None, (text or "").split(","))]
+    return [(key, value) for key, _, value in parts]
+
+
+# What every recipe with presets takes, besides ``preset`` and ``dataset``.
+ARGUMENTS = {"batch": 512, "epochs": 200.0, "width": 64, "size": 32, "policy": "multi_view"}
+
+
+class Preset(NamedTuple):
+    """One protocol of a recipe; its name in the recipe's ``PRESETS`` says whose it is.
+
+    Attributes:
+      fill: writes what the protocol says into a config, from the recipe's arguments.
+      datasets: those that its source gives numbers for; the first is the default.
+      arguments: its defaults of the recipe's arguments, where they differ from `ARGUMENTS`.
+      held_out: share of the train split held out for choices. 0, of a foreign protocol: all of it
+        is trained on, and the run is watched on the test split.
+    """
+
+    fill: Callable[[ConfigDict, ConfigDict], None]
+    datasets: tuple[str, ...]
+    arguments: Mapping[str, Any]
+    held_out: float = 0.0
+
+
+def from_preset(text: str | None, presets: Mapping[str, Preset], **more: Any) -> ConfigDict:
+    """The config of a recipe's preset: of the argument ``preset``, or its first.
+
+    Args:
+      text: the arguments, ``key=value,...``: ``preset``, ``dataset``, `ARGUMENTS` and ``more``.
+      presets: by name.
+      more: further arguments of the recipe, with defaults.
+
+    Raises:
+      UserError: for arguments that `arguments` refuses, an unknown preset, or a data set for which
+        the preset has no source.
+    """
+    name = dict(_pairs(text)).get("preset", next(iter(presets)))
+    if name not in presets:
+        raise UserError(
+            f"config argument preset={name!r} is unknown: this recipe has {', '.join(presets)}."
+        )
+    preset = presets[name]
+    start = {"preset": name, "dataset": preset.datasets[0]}
+    given = arguments(text, **(start | ARGUMENTS | more | dict(preset.arguments)))
+    if given.dataset not in preset.datasets:
+        others = [key for key, other in presets.items() if given.dataset in other.datasets]
+        instead = "".join(f", or preset={key}" for key in others)
+        raise UserError(
+            f"config argument dataset={given.dataset!r} has no source in preset={name}, whose "
+            f"numbers are for {', '.join(preset.datasets)}: start from dataset={preset.datasets[0]}"
+            f" with --config.data.name={given.dataset}{instead}."
+        )
+    config = base_config()
+    config.batch_size = given.batch
+    config.epochs = given.epochs
+    config.data.name = given.dataset
+    config.data.validation_fraction = preset.held_out
+    config.evals.knn.split = "validation" if preset.held_out else "test"
+    config.encoder.width = given.width
+    canonical(config, given.size)
+    preset.fill(config, given)
+    view_policy(config, given.policy)
+    return config.lock()
 
 
 def integers(key: str, text: str) -> tuple[int, ...]:
@@ -97,10 +165,15 @@ def schedule(
     leaf.value = value  # after the warm-up: what a study sweeps
     leaf.warmup_epochs = warmup_epochs  # length of a linear warm-up, may be fractional; 0: none
     leaf.warmup_from = warmup_from  # at step 0 of the warm-up
-    leaf.shape = shape  # from value to end: "cosine", "linear" or "constant"
+    leaf.shape = shape  # from value to end: "cosine", "linear"; or "constant", "switch": no end
     leaf.end = end  # at config.epochs
     leaf.granularity = granularity  # "step", "epoch", or "epoch_from_one" (MoCo's CIFAR demo)
     return leaf
+
+
+def from_epoch(epoch: float) -> ConfigDict:
+    """A leaf of ``hyper`` that is 0 before an epoch, which may be fractional, and then 1."""
+    return schedule(1.0, shape="switch", warmup_epochs=epoch)
 
 
 def data_group() -> ConfigDict:
@@ -197,7 +270,7 @@ def encoder_group() -> ConfigDict:
     """A CIFAR ResNet-18; every leaf is an argument of `jaxssl.models.ResNet`."""
     encoder = ConfigDict()
     encoder.name = "resnet18"  # see jaxssl.models.ENCODERS
-    encoder.width = 64  # channels of the first stage; 64 is the published net
+    encoder.width = 64  # channels of the first stage; the published net's; SimCLR's "2x": 128
     encoder.stem = "cifar"  # "cifar": 3x3 stride 1; "imagenet": 7x7 stride 2 and max-pool
     encoder.stem_padding = "same"  # "same" or pixels
     encoder.shortcut = "projection_on_change"  # or "projection_always" (SimCLR's code)
@@ -225,6 +298,66 @@ def convn_group(size: int, width: int) -> ConfigDict:
     return encoder
 
 
+def small_alexnet_group(size: int) -> ConfigDict:
+    """The net of arXiv:2005.10242 up to fc7, for views of ``size`` pixels; fc8 is the head's."""
+    encoder = ConfigDict()
+    encoder.name = "small_alexnet"
+    encoder.image_size = size  # side of the views, pixels; the paper's have 64
+    encoder.width = 96  # channels of the first convolution
+    encoder.dense_dim = 4096  # size of fc6 and of fc7, which is what probes read
+    encoder.bn_momentum = 0.9  # share of the old running statistics kept a step
+    encoder.bn_epsilon = 1e-5  # added to the variance
+    encoder.bn_groups = 1  # contiguous groups of the images with statistics of their own
+    encoder.kernel_init = "normal_0.02"  # see jaxssl.models.layers.KERNEL_INITS
+    encoder.dtype = "float32"  # compute dtype, or "bfloat16"; parameters are float32
+    return encoder
+
+
+def mlp_group(width: int) -> ConfigDict:
+    """Two dense layers for images of one pixel (saturation, arXiv:2011.02803 B.2)."""
+    encoder = ConfigDict()
+    encoder.name = "mlp"
+    encoder.width = width  # size of every layer
+    encoder.depth = 2  # layers
+    encoder.bn_momentum = 0.9  # share of the old running statistics kept a step
+    encoder.bn_epsilon = 1e-5  # added to the variance
+    encoder.bn_groups = 1  # contiguous groups of the images with statistics of their own
+    encoder.kernel_init = "fan_in_truncated_normal"  # see jaxssl.models.layers.KERNEL_INITS
+    encoder.dtype = "float32"  # compute dtype, or "bfloat16"; parameters are float32
+    return encoder
+
+
+# Width, blocks and heads; "nano" is ours, for CPUs.
+VIT_SIZES = {
+    "nano": (64, 4, 4),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+}
+
+
+def vit_group(variant: str, size: int, patch: int) -> ConfigDict:
+    """A ViT of `VIT_SIZES` for views of ``size`` pixels; see `jaxssl.models.ViT`.
+
+    timm's. MoCo-v3's has ``positions="sincos"``, ``frozen_patches=True``, ``xavier_uniform``, and
+    12 heads in its small; MAE's ``positions="sincos"``, ``xavier_uniform``.
+    """
+    encoder = ConfigDict()
+    encoder.name = "vit"
+    encoder.image_size = size  # side of the images that the positions are for, pixels
+    encoder.patch = patch  # side of a patch, pixels; a divisor of the views' sizes
+    encoder.width, encoder.depth, encoder.heads = VIT_SIZES[variant]  # of a token; blocks; heads
+    encoder.mlp_ratio = 4.0  # size of a block's hidden layer over the width
+    encoder.positions = "learned"  # or "sincos": fixed
+    encoder.pool = "class"  # the class token's output; "mean": of the patches, no class token
+    quarters = sorted({-(-encoder.depth * k // 4) for k in range(1, 5)})
+    encoder.stages = tuple(quarters)  # blocks, from 1, whose maps have names; the last is depth
+    encoder.frozen_patches = False  # keep the embedding of patches as it was drawn (MoCo-v3)
+    encoder.kernel_init = "normal_0.02"  # timm, DINO; or "xavier_uniform" (MoCo-v3, MAE)
+    encoder.dtype = "float32"  # compute dtype, or "bfloat16"; parameters are float32
+    return encoder
+
+
 def simclr_group(out_dim: int) -> ConfigDict:
     """SimCLR with a head of two layers, BatchNorm between them."""
     method = ConfigDict()
@@ -233,8 +366,13 @@ def simclr_group(out_dim: int) -> ConfigDict:
     return method
 
 
-def head_group(out_dim: int) -> ConfigDict:
-    """A head of two layers, BatchNorm between them; see `jaxssl.models.heads.ProjectionHead`."""
+def head_group(out_dim: int, **settings: Any) -> ConfigDict:
+    """A head of two layers, BatchNorm between them; see `jaxssl.models.heads.ProjectionHead`.
+
+    Args:
+      out_dim: size of the output.
+      settings: leaves that differ.
+    """
     head = ConfigDict()
     head.num_layers = 2
     head.hidden_dim = 0  # 0: as wide as its input
@@ -247,7 +385,8 @@ def head_group(out_dim: int) -> ConfigDict:
     head.bn_momentum = 0.9  # share of the old running statistics kept a step
     head.bn_epsilon = 1e-5  # added to the variance
     head.bn_groups = 1  # contiguous groups of the images with statistics of their own
-    return head
+    head.lock().update(settings)  # locked: a name that is none of its leaves is refused
+    return head.unlock()
 
 
 def sgd_group() -> ConfigDict:
@@ -280,7 +419,7 @@ def lars_group() -> ConfigDict:
 
 
 def adamw_group() -> ConfigDict:
-    """AdamW in PyTorch's form, with its defaults; no decay for biases and BatchNorm."""
+    """AdamW in PyTorch's form, with its defaults; no decay for biases, norms, positions."""
     optimizer = ConfigDict()
     optimizer.name = "adamw"
     optimizer.scaling = "none"  # as in sgd_group

@@ -32,6 +32,7 @@ from jaxssl.distributed import agree, all_or_none
 from jaxssl.errors import UserError
 from jaxssl.storage import Path, as_path, files_below, is_local, read_json
 from jaxssl.upgrade import FORMAT, dropped, saved_names
+from jaxssl.words import counted
 
 _ITEM = "state"
 _LEAVES = "leaves.json"
@@ -154,7 +155,7 @@ class CheckpointReader:
                     return chosen, state
             # The run that it is of goes on, and has removed it meanwhile.
             if step is not None:
-                raise UserError(f"step {step} of {self.directory} is gone: choose another step.")
+                raise UserError(f"--step={step} of {self.directory} is gone: choose another.")
         raise UserError(
             f"{self.directory} changes faster than it can be read: give --step with one that the "
             "run keeps, or try again later."
@@ -174,11 +175,11 @@ class CheckpointReader:
             raise self._none_here()
         if step is not None:
             if step not in steps:
-                raise UserError(f"{self.directory} has no step {step}: choose one of {steps}.")
+                raise UserError(f"--step={step} is not in {self.directory}: choose one of {steps}.")
             if damage := _damage(self.directory / str(step)):
                 raise UserError(
                     f"checkpoint {self.directory / str(step)} is damaged ({damage}): "
-                    f"choose another step of {steps}."
+                    f"choose another --step of {steps}."
                 )
             return step
         for _ in range(_ATTEMPTS):
@@ -199,8 +200,8 @@ class CheckpointReader:
                 break
             steps = self.steps()
         raise UserError(
-            f"all {len(steps)} checkpoints in {self.directory} are damaged: "
-            "restore them from a copy or start in a new directory."
+            f"{self.directory} has {counted(len(steps), 'checkpoint')} and none that is sound: "
+            "restore one from a copy, or start in a new --workdir."
         )
 
 
@@ -219,9 +220,9 @@ class Checkpoints(CheckpointReader):
     def __init__(self, directory: str | os.PathLike[str], keep_last: int, keep_every: int) -> None:
         super().__init__(directory)
         if keep_last < 1:
-            raise UserError(f"keep_last is {keep_last}: keep at least 1 checkpoint.")
+            raise UserError(f"--config.run.keep_last={keep_last} must be at least 1.")
         if keep_every < 0:
-            raise UserError(f"keep_every is {keep_every}: give a number of steps, or 0 for none.")
+            raise UserError(f"--config.run.keep_every_steps={keep_every} must be at least 0.")
         policies = [ocp.checkpoint_managers.LatestN(keep_last)]
         if keep_every:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))

@@ -223,8 +223,8 @@ def data_mesh(num_devices: int = 0, devices: Sequence[Any] | None = None) -> Mes
         )
     if num_devices > len(devices):
         raise UserError(
-            f"{num_devices} devices were asked for but {len(devices)} are visible: "
-            "lower --config.run.num_devices, or 0 for all."
+            f"--config.run.num_devices={num_devices} of {len(devices)} that are visible: lower it, "
+            "or give 0 for all."
         )
     chosen = devices[: num_devices or len(devices)]
     owners = collections.Counter(device.process_index for device in chosen)
@@ -284,6 +284,12 @@ def shard_rows(x: Array) -> Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(DATA_AXIS))
+
+
+def row_shards() -> int:
+    """Into how many parts `shard_rows` cuts the leading axis, which must be a multiple of it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[DATA_AXIS]
 
 
 def on_mesh(function: Callable, mesh: Mesh) -> Callable:

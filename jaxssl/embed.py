@@ -28,7 +28,7 @@ from jaxssl import cli, distributed
 from jaxssl.data.examples import Source, array_source, identity
 from jaxssl.data.folders import FolderSource
 from jaxssl.data.sources import check_view_size, load, pretraining_split
-from jaxssl.data.splits import corrupted
+from jaxssl.data.splits import SPLITS, corrupted
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.classifier import write_npz
 from jaxssl.evaluation.features import (
@@ -50,8 +50,7 @@ from jaxssl.evaluation.probe_data import (
 from jaxssl.randomness import Split
 from jaxssl.run_directory import check_outside, read_config, read_info
 from jaxssl.storage import Path, as_path, check_writable
-
-SPLITS = ("pretrain", "train", "validation", "test")
+from jaxssl.words import counted
 
 
 def default_config() -> ConfigDict:
@@ -192,7 +191,9 @@ def embed(
             "jaxssl.load from Python."
         )
     config = with_data(read_config(run), data, place, embed_data_settings())
-    with flags_of(None if data.name else {"data_dir": "--data_dir"}):
+    with flags_of(
+        None if data.name else {"data_dir": "--data_dir", "compose.digits_dir": "--digits_dir"}
+    ):
         split = pretraining_split(config.data) if settings.split == "pretrain" else settings.split
         source = load(config.data, split, memory_limit_bytes=0)
         if data.name:
@@ -238,7 +239,8 @@ def _main(values: flags.FlagValues) -> None:
     if jax.process_index() == 0:
         write_npz(out, **made)
         count, size = made["features"].shape
-        print(f"{count:,} vectors of {size} components, layer {made['layer']}: {out}")
+        told = f"{counted(count, 'vector')} of {counted(size, 'component')}"
+        print(f"{told}, layer {made['layer']}: {out}")
 
 
 if __name__ == "__main__":

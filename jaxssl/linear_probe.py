@@ -50,6 +50,7 @@ from jaxssl.ranges import (
 from jaxssl.reporting import print_table, results_table
 from jaxssl.run_directory import run_info
 from jaxssl.storage import Path, as_path, write_json
+from jaxssl.words import counted
 
 __all__ = ["linear_probe", "open_splits", "print_card", "probe_run"]
 
@@ -270,7 +271,7 @@ def print_card(card: Mapping[str, Any]) -> None:
         for name, scores in card["results"].items()
     ]
     columns = ("encoder", "linear, all labels", f"linear, {few} a class", "kNN", "linear, SGD")
-    title = f"Top-1 on {card['examples']['test']:,} test images, step {card['step']}"
+    title = f"Top-1 on {counted(card['examples']['test'], 'test image')}, step {card['step']}"
     if settings["layer"] != "pooled":
         title += f", layer {settings['layer']}"
     if not card["data"]["of_the_run"]:

@@ -42,7 +42,7 @@ from jaxssl.evaluation.probe_data import check_probeable
 from jaxssl.interruption import Interruption
 from jaxssl.methods import METHODS, Method, Spec
 from jaxssl.randomness import check_seed
-from jaxssl.ranges import AT_LEAST_ONE, AT_LEAST_TWO, NON_NEGATIVE, POSITIVE, Ranges, check_ranges
+from jaxssl.ranges import AT_LEAST_ONE, AT_LEAST_TWO, NON_NEGATIVE, POSITIVE, check_ranges
 from jaxssl.reporting import MetricWriter, Progress
 from jaxssl.run_directory import (
     check_outside,
@@ -52,10 +52,13 @@ from jaxssl.run_directory import (
     owned,
     place,
 )
-from jaxssl.training.loop import Cadence, EpochHook, Reporter, train
-from jaxssl.training.schedules import Schedules, check_schedule
+from jaxssl.storage import Path
+from jaxssl.training.loop import Cadence, EpochHook, Fill, Reporter, filled, train
+from jaxssl.training.optim import group_hyper
+from jaxssl.training.schedules import Schedules, check_hyper
 from jaxssl.training.state import Blueprint, TrainState, traced_scalars
-from jaxssl.training.step import Step, compile_step, make_epoch_hook, make_step
+from jaxssl.training.step import Step, compile_step, make_epoch_hook, make_fill, make_step
+from jaxssl.words import counted
 
 UNSET = -1  # of init_seed and data_seed: as seed
 MAX_STEPS = 2**31  # steps are counted in int32
@@ -116,35 +119,60 @@ def pretrain(
             for clause in changed:
                 say(f"computed otherwise than before: {clause}")
             note_resumption(workdir, config, content, plan.blueprint.spec.to_json(), start)
-        step = announced(plan, config)
-        lead = jax.process_index() == 0
-        alone = jax.process_count() == 1
-        with (
-            MetricWriter(
-                workdir, start if restored else None, active=lead, wandb=config.run.wandb
-            ) as writer,
-            Progress(
-                stop,
-                start,
-                config.batch_size,
-                active=lead,
-                on_closed=interruption.output_closed if alone else None,
-            ) as progress,
-            contextlib.closing(plan.batches(config, start)) as batches,
-        ):
-            return train(
+        return _run(plan, config, workdir, state, restored, checkpoints, interruption)
+
+
+def _run(
+    plan: "Plan",
+    config: ConfigDict,
+    workdir: Path,
+    state: TrainState,
+    restored: bool,
+    checkpoints: Checkpoints,
+    interruption: Interruption,
+) -> TrainState:
+    """Trains from a state, fresh or restored, to the plan's last step."""
+    start, stop = int(state.step), plan.cadence.stop
+    step, hyper = announced(plan, config), traced_scalars(config)
+    if plan.fill is not None and not restored:
+        say(f"embedding {len(plan.source):,} images once, for what the method starts from")
+        with contextlib.closing(plan.batches(config, 0, plan.steps_of_epoch_0)) as batches:
+            state = filled(
                 state,
-                step_fn=step,
-                epoch_hook=plan.epoch_hook,
-                hyper=traced_scalars(config),
+                fill=plan.fill,
+                hyper=hyper,
                 batches=batches,
                 mesh=plan.mesh,
-                cadence=plan.cadence,
-                checkpoints=checkpoints,
-                evals=plan.evals,
-                reporter=Reporter(writer, progress, config.batch_size, checkpoints),
                 interruption=interruption,
             )
+    lead = jax.process_index() == 0
+    alone = jax.process_count() == 1
+    with (
+        MetricWriter(
+            workdir, start if restored else None, active=lead, wandb=config.run.wandb
+        ) as writer,
+        Progress(
+            stop,
+            start,
+            config.batch_size,
+            active=lead,
+            on_closed=interruption.output_closed if alone else None,
+        ) as progress,
+        contextlib.closing(plan.batches(config, start, stop)) as batches,
+    ):
+        return train(
+            state,
+            step_fn=step,
+            epoch_hook=plan.epoch_hook,
+            hyper=hyper,
+            batches=batches,
+            mesh=plan.mesh,
+            cadence=plan.cadence,
+            checkpoints=checkpoints,
+            evals=plan.evals,
+            reporter=Reporter(writer, progress, config.batch_size, checkpoints),
+            interruption=interruption,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +186,7 @@ class Plan:
       lacking: what a later probe would lack, in sentences.
       blueprint: the method and its optimizer.
       step: the jitted `Step`.
+      fill: what the method does with all images before the first step, or None.
       epoch_hook: what the method does before an epoch, or None.
       cadence: when what happens.
       evals: what is evaluated during training, by name.
@@ -169,18 +198,24 @@ class Plan:
     lacking: Sequence[str]
     blueprint: Blueprint
     step: Any
+    fill: Fill | None
     epoch_hook: EpochHook | None
     cadence: Cadence
     evals: Mapping[str, Evaluation]
 
-    def batches(self, config: ConfigDict, start: int) -> Batches:
-        """The rows of the batches from a step on that this process reads."""
+    @property
+    def steps_of_epoch_0(self) -> int:
+        """How many batches hold all images of epoch 0."""
+        return -(-len(self.source) // self.cadence.batch_size)
+
+    def batches(self, config: ConfigDict, start: int, stop: int) -> Batches:
+        """The rows of the batches of steps start .. stop - 1 that this process reads."""
         return train_batches(
             self.source,
             data_seed=config.data_seed,
             batch_size=config.batch_size,
             start_step=start,
-            num_steps=self.cadence.stop,
+            num_steps=stop,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             prefetch=config.run.prefetch,
@@ -244,8 +279,11 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
         step = compile_step(make, mesh)
         # Traced once, so that what does not fit is refused before the directory is made.
         jax.eval_shape(step, *_abstract_arguments(config, blueprint, source, mesh))
-    method = METHODS[config.method.name]
-    hook = None
+    method, fill, hook = METHODS[config.method.name], None, None
+    if method.fill is not Method.fill:
+        fill = make_fill(blueprint, policy, schedules, mesh)
+        state, batch, hyper = _abstract_arguments(config, blueprint, source, mesh)
+        jax.eval_shape(fill, state, batch, jnp.int32(0), hyper)
     if method.on_epoch is not Method.on_epoch:
         hook = make_epoch_hook(
             blueprint,
@@ -262,6 +300,7 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
         splits=splits.known(),
         blueprint=blueprint,
         step=step,
+        fill=fill,
         epoch_hook=hook,
         cadence=Cadence.from_config(config.run, config.batch_size, len(source), spec.total_steps),
         evals=evals,
@@ -323,6 +362,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
             "every optimizer": {"learning_rate": NON_NEGATIVE, "weight_decay": NON_NEGATIVE},
             f"--config.method.name={config.method.name}": method.HYPER,
             f"--config.views.policy={config.views.policy}": policy_hyper(config.views.policy),
+            "--config.optimizer.groups": group_hyper(config.optimizer.groups),
         },
     )
     recipes(config.views)
@@ -348,35 +388,6 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         *config_differences(first, second, ignore=()),
         *identity_differences(one["data"], other["data"]),
     ]
-
-
-def check_hyper(hyper: ConfigDict, epochs: float, readers: Mapping[str, Ranges]) -> None:
-    """Refuses a leaf of ``hyper`` that is missing, out of range, or read by nothing.
-
-    Args:
-      hyper: the ``hyper`` group.
-      epochs: the horizon of schedules.
-      readers: what each reader reads, with ranges.
-
-    Raises:
-      UserError: naming it.
-    """
-    allowed = {}
-    for reader, ranges in readers.items():
-        for name, values in ranges.items():
-            if name not in hyper:
-                raise UserError(
-                    f"config.hyper has no {name}, which {reader} reads: put it into the recipe's "
-                    "hyper group (recipes of shipped policies take policy=NAME as an argument)."
-                )
-            allowed[name] = values
-    for name, leaf in hyper.items():
-        if name not in allowed:
-            raise UserError(
-                f"config.hyper.{name} is read by nothing in this config: remove it from the "
-                "recipe, or choose what reads it."
-            )
-        check_schedule(name, leaf, allowed[name], epochs)
 
 
 @contextlib.contextmanager
@@ -407,13 +418,14 @@ def make_spec(config: ConfigDict, source: Source, policy: Policy) -> Spec:
     total_steps = int(len(source) * config.epochs // config.batch_size)
     if total_steps >= MAX_STEPS:
         raise UserError(
-            f"--config.epochs={config.epochs:g} of {len(source)} images are {total_steps:.3g} "
-            f"steps, which must be fewer than {MAX_STEPS}: lower it."
+            f"--config.epochs={config.epochs:g} of {counted(len(source), 'image')} are "
+            f"{total_steps:.3g} steps, which must be fewer than {MAX_STEPS}: lower it."
         )
     if total_steps == 0:
         raise UserError(
-            f"--config.batch_size={config.batch_size} leaves no step in {config.epochs:g} epochs "
-            f"of {len(source)} images: lower it, or raise --config.epochs."
+            f"--config.batch_size={config.batch_size} leaves no step in "
+            f"--config.epochs={config.epochs:g} of {counted(len(source), 'image')}: lower the one, "
+            "or raise the other."
         )
     return Spec(
         num_examples=source.original_size,
@@ -430,7 +442,8 @@ def check_views(method: str, count: int) -> None:
     takes = METHODS[method].VIEWS
     if takes not in (None, count):
         raise UserError(
-            f"--config.method.name={method} takes {takes} views and the config makes {count}: set "
+            f"--config.method.name={method} takes {counted(takes, 'view')} and the config makes "
+            f"{count}: set "
             f"--config.views.global_crops.count={takes} and no local crops."
         )
 
@@ -454,7 +467,7 @@ def finished_in_words(done: int, stop: int) -> str:
     """How far a run is that has nothing left to do."""
     if done == stop:
         return f"step {done} of {stop}"
-    return f"it has {done} steps and --config.run.stop_step asks for {stop}"
+    return f"it has {counted(done, 'step')} and --config.run.stop_step asks for {stop}"
 
 
 def restore_or_create(

@@ -26,7 +26,7 @@ from jaxssl.augment.views import Views
 from jaxssl.data.examples import Batch, Source
 from jaxssl.data.pipeline import order
 from jaxssl.data.sources import load, pretraining_split
-from jaxssl.data.splits import Splits, corrupted
+from jaxssl.data.splits import SPLITS, Splits, corrupted
 from jaxssl.errors import UserError, choose
 from jaxssl.pretrain import policy_of, resolve
 from jaxssl.ranges import values_of
@@ -77,6 +77,7 @@ def preview(
       UserError: for whatever the user can mend.
     """
     config = resolve(config)
+    choose("--split", split, dict.fromkeys(SPLITS))
     make_variants = None if sweep is None else choose("--sweep", sweep, SWEEPS)
     if epoch < 0:
         raise UserError(f"--epoch={epoch} must be 0 or more.")
@@ -347,7 +348,7 @@ def _check_out(out: pathlib.Path) -> None:
     if out.suffix != ".png" or out.is_dir():
         raise UserError(f"--out={out} is no PNG file: give a name that ends in .png.")
     if not out.parent.is_dir():
-        raise UserError(f"{out.parent} is no folder: make it, or give another --out.")
+        raise UserError(f"--out={out} lies in no folder: make {out.parent}, or name another.")
 
 
 def _write(out: pathlib.Path, png: bytes) -> None:
@@ -357,7 +358,7 @@ def _write(out: pathlib.Path, png: bytes) -> None:
         if error.errno == errno.ENOSPC:
             raise
         reason = error.strerror
-        raise UserError(f"{out} cannot be written ({reason}): give another --out.") from error
+        raise UserError(f"--out={out} cannot be written ({reason}): name another.") from error
 
 
 def _main(values: flags.FlagValues) -> None:

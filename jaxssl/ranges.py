@@ -53,6 +53,8 @@ AT_LEAST_TWO = Range(2, math.inf, low_included=True)
 
 Ranges = Mapping[str, Range]
 
+WITHOUT_END = ("constant", "switch")  # shapes of a schedule that never reach its ``end``
+
 
 def is_schedule(leaf: Any) -> bool:
     """Whether a leaf of ``config.hyper`` is a schedule (`jaxssl.training.schedules`), no number."""
@@ -65,7 +67,7 @@ def values_of(leaf: Any) -> dict[str, Any]:
         return {"": leaf}
     read = ["value"]
     read += ["warmup_from"] if leaf["warmup_epochs"] > 0 else []
-    read += ["end"] if leaf["shape"] != "constant" else []
+    read += ["end"] if leaf["shape"] not in WITHOUT_END else []
     return {field: leaf[field] for field in read}
 
 

@@ -196,7 +196,9 @@ def _start_wandb(workdir: Path) -> Any:
     try:
         wandb = importlib.import_module("wandb")
     except ImportError:
-        raise UserError("W&B is asked for but not installed: pip install wandb.") from None
+        raise UserError(
+            "--config.run.wandb is on but W&B is not installed: pip install wandb."
+        ) from None
     folder = {"dir": str(workdir)} if is_local(workdir) else {}
     return wandb.init(project="jaxssl", name=workdir.name, resume="auto", **folder)
 

@@ -26,6 +26,9 @@ def undisturbed(tmp_path_factory):
     [
         ("simclr", signal.SIGKILL, 2),
         pytest.param("moco_v2", signal.SIGKILL, 5, marks=pytest.mark.slow),
+        pytest.param("dino", signal.SIGKILL, 2, marks=pytest.mark.slow),
+        pytest.param("swav", signal.SIGKILL, 2, marks=pytest.mark.slow),
+        pytest.param("deepcluster_v2", signal.SIGKILL, 2, marks=pytest.mark.slow),
         pytest.param("simclr", signal.SIGTERM, 2, marks=pytest.mark.slow),
         pytest.param("simclr", signal.SIGINT, 1, marks=pytest.mark.slow),
     ],

@@ -83,6 +83,10 @@ def data_with(**changes):
         ({"protocol": "none", "knn_k": 3}, "--probe.knn_k=3 has no meaning"),
         ({"test_fraction": 1.5}, "--probe.test_fraction=1.5 must be a share below 1"),
         ({"test_fraction": 0.2}, "test_fraction=0.2 would be ignored, for digits has a test split"),
+        (
+            {"test_corruption.name": "gamma", "test_corruption.exponent": 0.0},
+            "--probe.test_corruption.exponent=0.0 is out of range",
+        ),
         ({"target": "presence"}, "has no target 'presence' to probe: it has label"),
     ],
 )
@@ -219,7 +223,7 @@ def test_nothing_is_chosen_on_the_test_split(run):
     [
         ("no run", "is not a run directory"),
         ("no checkpoints", "holds no checkpoint"),
-        ("wrong step", "has no step 7"),
+        ("wrong step", "--step=7 is not in"),
         ("other encoder", "holds another state"),
     ],
 )
@@ -357,7 +361,7 @@ def test_what_a_probe_will_need_is_said_at_the_start_of_a_run(tmp_path):
     assert protocol_of(config, mended, 7).k == 7
     assert protocol_of(config, settings_with(protocol="none"), 7) is None
     with pytest.raises(
-        UserError, match=r"asks for 20 neighbours but there are 7 .*--probe.knn_k=7"
+        UserError, match=r"asks for 20 neighbours of 7 training images: .*--probe.knn_k=7"
     ):
         protocol_of(config, settings_with(), 7)
     with (

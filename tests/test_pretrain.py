@@ -195,17 +195,18 @@ def test_refuses_a_foreign_directory(tmp_path):
         ({"views.global_crops.count": 3}, r"simclr takes 2 views and the config makes 3"),
         ({"encoder.bn_momentum": 1.0}, r"--config.encoder.bn_momentum=1.0 must be from 0"),
         ({"batch_size": 1}, r"--config.batch_size=1 must be at least 2"),
+        ({"evals.knn.split": "tset"}, r"--config.evals.knn.split=tset is unknown: choose one of t"),
         ({"epochs": 1e12}, r"--config.epochs=1e\+12 of 1294 images are 2.02e\+13 steps"),
         ({"hyper.learning_rate.value": float("nan")}, r"hyper.learning_rate.value=nan must be"),
         ({"hyper.learning_rate.end": -1.0}, r"hyper.learning_rate.end=-1.0 must be"),
         ({"batch_size": 0}, r"--config.batch_size=0 must be at least 2"),
         (
             {"batch_size": 1288, "epochs": 0.5},
-            r"--config.batch_size=1288 leaves no step in 0.5 epochs",
+            r"--config.batch_size=1288 leaves no step in --config.epochs=0.5 of 1",
         ),
         ({"batch_size": 100_000}, r"--config.batch_size=100000 is more than the 1294 images"),
         ({"batch_size": 63, "run.num_devices": 2}, r"batch_size=63 does not divide over 2 dev"),
-        ({"run.num_devices": 99}, r"99 devices were asked for but 8 are visible"),
+        ({"run.num_devices": 99}, r"--config.run.num_devices=99 of 8 that are visible"),
         ({"data_seed": 2**32}, r"data_seed=4294967296 is out of range"),
         (
             {"method.name": "simclr2"},
@@ -227,7 +228,7 @@ def test_refuses_a_foreign_directory(tmp_path):
             r"config.hyper has no ema, which --config.method.name=moco_v2",
         ),
         ({"encoder.width": 0}, r"--config.encoder.width=0 must be at least 1"),
-        ({"encoder.bn_groups": 3}, r"64 images do not split into 3 equal BatchNorm groups"),
+        ({"encoder.bn_groups": 3}, r"64 images cannot make 3 equal BatchNorm groups"),
         ({"encoder.image_size": 20}, r"the encoder was built for images \[B, 20, 20, 1\]"),
         ({"views.global_crops.size": 10}, r"built for images \[B, 8, 8, 1\], got"),
         ({"method.head.num_layers": 0}, r"--config.method.head.num_layers=0 must be at least 1"),
@@ -235,7 +236,7 @@ def test_refuses_a_foreign_directory(tmp_path):
         ({"evals.knn.protocol": "imagenet"}, r"--config.evals.knn.protocol=imagenet is unknown"),
         (
             {"data.train_examples": 150, "evals.knn.protocol": "moco"},
-            r"protocol=moco asks for 200 neighbours but there are 150.*knn.protocol=dino",
+            r"protocol=moco asks for 200 neighbours of 150 training .*knn.protocol=dino",
         ),
         ({"run.keep_last": 0}, r"--config.run.keep_last=0 must be at least 1"),
         ({"run.prefetch": -1}, r"--config.run.prefetch=-1 must be at least 0"),
@@ -245,7 +246,9 @@ def test_refuses_a_foreign_directory(tmp_path):
 )
 def test_bad_values_are_refused_in_one_sentence_and_leave_nothing(tmp_path, change, sentence):
     workdir = tmp_path / "run"
-    if {"evals.knn.layer", "evals.knn.protocol", "data.train_examples"} & set(change):
+    if {"evals.knn.layer", "evals.knn.protocol", "evals.knn.split", "data.train_examples"} & set(
+        change
+    ):
         change = change | {"evals.knn.every": 1.0}
     with pytest.raises(UserError, match=sentence) as caught:
         pretrain(short(**change), workdir)

@@ -285,6 +285,11 @@ def test_program_writes(tmp_path, capsys):
         _write(tmp_path / "none" / "gallery.png", b"")
 
 
+def test_a_split_that_is_none_is_refused(config):
+    with pytest.raises(UserError, match="--split=tset is unknown: choose one of pretrain, test"):
+        preview(config, split="tset", sources={"train": source_of(1)})
+
+
 def test_program_refuses_in_one_sentence(tmp_path):
     command = [sys.executable, "-m", "jaxssl.preview", "--config", "configs/quickstart.py"]
     command += ["--out", str(tmp_path / "gallery.png"), "--sweep=colour"]

@@ -185,7 +185,7 @@ def test_processes_that_cannot_agree_all_end_in_the_same_sentence(tmp_path):
         np.testing.assert_allclose(said["gradient"], expected, rtol=1e-5, atol=1e-7)
     refusals = {
         "differing": r"process 1 of 2 does not see .*other/6, which process 0 chose: .* share",
-        "damaged": r"all 2 checkpoints in .*listing are damaged",
+        "damaged": r"listing has 2 checkpoints and none that is sound",
         "steps": "the step to begin at is 0 on process 0 and 3 on process 1",
         "unshared": r"process 1 of 2 does not see in .*disk1/run what process 0 wrote .* share",
         "foreign": "is not empty and no run of jaxssl",

@@ -1,20 +1,59 @@
-"""The smallest real runs: digits of 8x8 pixels, a net of a few thousand weights, three methods."""
+"""The smallest real runs: digits of 8x8 pixels, a net of a few thousand weights, each method."""
 
 import jax
+import jax.numpy as jnp
+from any_size import AnySize
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from configs.pretrain import moco_v2, simclr, supervised
+from configs.common import from_epoch
+from configs.pretrain import (
+    align_uniform,
+    barlow_twins,
+    byol,
+    deepcluster_v2,
+    dino,
+    generalized_contrastive,
+    moco_v2,
+    moco_v3,
+    simclr,
+    simsiam,
+    supcon,
+    supervised,
+    swav,
+    vicreg,
+)
 from configs.quickstart import get_config as quickstart
 from jaxssl.data.pipeline import training_rows
 from jaxssl.data.sources import load
+from jaxssl.distributed import global_batch
+from jaxssl.methods import METHODS as KINDS
+from jaxssl.methods import Method
+from jaxssl.models import ENCODERS
 from jaxssl.pretrain import make_spec, policy_of, resolve
 from jaxssl.training.schedules import Schedules
-from jaxssl.training.state import Blueprint, traced_scalars
-from jaxssl.training.step import embedding_keys, make_step
+from jaxssl.training.state import Blueprint, TrainState, traced_scalars
+from jaxssl.training.step import embedding_keys, make_epoch_hook, make_fill, make_step
 
-METHODS = ("simclr", "moco_v2", "supervised")
-RECIPES = {"simclr": simclr, "moco_v2": moco_v2, "supervised": supervised}
+RECIPES = {
+    "align_uniform": align_uniform,
+    "barlow_twins": barlow_twins,
+    "byol": byol,
+    "deepcluster_v2": deepcluster_v2,
+    "dino": dino,
+    "generalized_contrastive": generalized_contrastive,
+    "moco_v2": moco_v2,
+    "moco_v3": moco_v3,
+    "simclr": simclr,
+    "simsiam": simsiam,
+    "supcon": supcon,
+    "supervised": supervised,
+    "swav": swav,
+    "vicreg": vicreg,
+}
+METHODS = tuple(RECIPES)
 BATCH = 64
+ENCODERS["any_size"] = AnySize
 
 
 def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> ConfigDict:
@@ -28,11 +67,29 @@ def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> Conf
         config.encoder.dtype = dtype
         config.run.checkpoint_every_steps = 10
         config.run.log_every_steps = 5
+        for head in {"head", "predictor"} & set(config.method):
+            config.method[head].update(hidden_dim=32, out_dim=16)
+        config.optimizer.groups = recipe.optimizer.groups
         if method == "moco_v2":
             config.method.queue_size = 2 * BATCH
-            config.method.head.out_dim = 16
             config.encoder.bn_groups = 8
+        if "num_prototypes" in config.method:
+            config.method.num_prototypes = 24
+        if method in ("dino", "swav"):
+            use_small_crop(config)
+        if method == "swav":
+            config.method.queue_size = 2 * BATCH
+            config.hyper.queue = from_epoch(1.0)
+            config.hyper.learning_rate.value = 0.1  # SGD's, where the recipe has Adam
     return config.lock()
+
+
+def use_small_crop(config: ConfigDict) -> None:
+    """Two views of 8 pixels and one of 6, and an encoder that takes both."""
+    small = {"size": 6, "count": 1, "crop_scale": (0.2, 0.5)}
+    config.encoder.name = "any_size"
+    config.views.global_crops.crop_filter = "bilinear"
+    config.views.local_crops = {**config.views.global_crops, **small}
 
 
 class Run:
@@ -59,6 +116,25 @@ class Run:
             batch_size=self.config.batch_size,
             learning_rate_scaling=self.config.optimizer.scaling,
         )
+
+    def start(self, mesh: Mesh) -> TrainState:
+        """The state before the first step, after what a method does before an epoch."""
+        state = self.blueprint.create(self.config.init_seed, mesh)
+        hyper = traced_scalars(self.config)
+        kind = KINDS[self.config.method.name]
+        if kind.fill is not Method.fill:
+            fill = make_fill(self.blueprint, self.policy, self.schedules, mesh)
+            for number in range(-(-len(self.source) // self.config.batch_size)):
+                batch = global_batch(mesh, self.batch(number))
+                state = fill(state, batch, jnp.int32(number), hyper)
+        if kind.on_epoch is not Method.on_epoch:
+            rates = {
+                "batch_size": self.config.batch_size,
+                "learning_rate_scaling": self.config.optimizer.scaling,
+            }
+            hook = make_epoch_hook(self.blueprint, self.schedules, mesh, **rates)
+            state = hook(state, jnp.int32(0), hyper)
+        return state
 
     def batch(self, step: int) -> dict:
         """The global batch of a step, on the host."""

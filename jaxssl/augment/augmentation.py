@@ -1,6 +1,7 @@
 """The recipe of one view, and those that papers publish."""
 
 import dataclasses
+from typing import Any
 
 from jaxssl.augment.ops import HUE_SPACES, HueSpace
 from jaxssl.augment.resample import FILTERS, Filter
@@ -97,6 +98,46 @@ def simclr_cifar(size: int) -> tuple[Augmentation, ...]:
     return (view, view)
 
 
+def lightly_cifar(size: int) -> tuple[Augmentation, ...]:
+    """The CIFAR-10 benchmark of lightly: SimCLR's for CIFAR-10, resized as torchvision does."""
+    view = dataclasses.replace(simclr_cifar(size)[0], crop_filter="bilinear")
+    return (view, view)
+
+
+def lightly_swav(size: int) -> tuple[Augmentation, ...]:
+    """SwAV's in the CIFAR-10 benchmark of lightly: `lightly_cifar` from .14, no small crops."""
+    view = dataclasses.replace(lightly_cifar(size)[0], crop_scale=(0.14, 1.0))
+    return (view, view)
+
+
+def lightly_dino(size: int) -> tuple[Augmentation, ...]:
+    """DINO's in the CIFAR-10 benchmark of lightly: BYOL's from .4, no blur, no small crops."""
+    both: dict[str, Any] = {"crop_scale": (0.4, 1.0), "crop_filter": "bilinear", "blur_p": 0.0}
+    first, second = (dataclasses.replace(view, **both) for view in byol(size))
+    return (first, second)
+
+
+def solo_symmetric(size: int) -> tuple[Augmentation, ...]:
+    """``symmetric.yaml`` of solo-learn for CIFAR: colour strength 1, blur."""
+    view = dataclasses.replace(
+        _simclr(size, strength=1.0), blur_p=0.5, blur_kernel_size=min(23, 2 * size - 1)
+    )
+    return (view, view)
+
+
+def solo_symmetric_weak(size: int) -> tuple[Augmentation, ...]:
+    """``symmetric_weak.yaml`` of solo-learn for CIFAR: half the colour strength."""
+    weak: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+    view = dataclasses.replace(solo_symmetric(size)[0], **weak)
+    return (view, view)
+
+
+def solo_asymmetric(size: int) -> tuple[Augmentation, ...]:
+    """``asymmetric.yaml`` of solo-learn for CIFAR: BYOL's without blur."""
+    first, second = byol(size)
+    return (dataclasses.replace(first, blur_p=0.0), dataclasses.replace(second, blur_p=0.0))
+
+
 def _simclr(size: int, strength: float) -> Augmentation:
     return Augmentation(
         size=size,
@@ -151,6 +192,24 @@ def byol(size: int) -> tuple[Augmentation, ...]:
     )
 
 
+def vicreg(size: int) -> tuple[Augmentation, ...]:
+    """VICReg (arXiv:2105.04906) on ImageNet: BYOL's colours, both views blurred and solarized."""
+    view = dataclasses.replace(byol(size)[0], blur_p=0.5, solarize_p=0.1)
+    return (view, view)
+
+
+def solo_vicreg(size: int) -> tuple[Augmentation, ...]:
+    """VICReg's in solo-learn's script for CIFAR: crops from .2, no blur."""
+    view = dataclasses.replace(vicreg(size)[0], crop_scale=(0.2, 1.0), blur_p=0.0)
+    return (view, view)
+
+
+def supcon(size: int) -> tuple[Augmentation, ...]:
+    """SupCon (arXiv:2004.11362) in the authors' code for CIFAR: MoCo v2's without blur."""
+    view = dataclasses.replace(moco_v2(size)[0], blur_p=0.0)
+    return (view, view)
+
+
 def swav_multi_crop(size: int) -> tuple[Augmentation, ...]:
     """SwAV's multi-crop (arXiv:2006.09882) on ImageNet: two views of ``size`` and six of 3/7 of it.
 
@@ -159,6 +218,24 @@ def swav_multi_crop(size: int) -> tuple[Augmentation, ...]:
     large = dataclasses.replace(simclr_imagenet(size)[0], crop_scale=(0.14, 1.0))
     small = dataclasses.replace(simclr_imagenet(round(size * 96 / 224))[0], crop_scale=(0.05, 0.14))
     return (large,) * 2 + (small,) * 6
+
+
+def solo_swav_multi_crop(size: int) -> tuple[Augmentation, ...]:
+    """SwAV's multi-crop of solo-learn for CIFAR: two views of ``size`` and six of 9/16 of it.
+
+    32 and 18 pixels there; the second large view is solarized now and then, the small ones blurred
+    too.
+    """
+    large = dataclasses.replace(_simclr(size, strength=0.75), crop_scale=(0.2, 1.0), hue=0.2)
+    side = round(size * 18 / 32)
+    small = dataclasses.replace(
+        _simclr(side, strength=1.0),
+        crop_scale=(0.08, 0.5),
+        blur_p=0.1,
+        blur_kernel_size=min(23, 2 * side - 1),
+        solarize_p=0.1,
+    )
+    return (large, dataclasses.replace(large, solarize_p=0.2)) + (small,) * 6
 
 
 def dino_multi_crop(size: int) -> tuple[Augmentation, ...]:

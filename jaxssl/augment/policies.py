@@ -264,11 +264,18 @@ def check_policy(views: ConfigDict, hyper: ConfigDict, height: int, width: int) 
             "set --config.views.global_crops.count=2 and no local crops."
         )
     # All combinations of the values at the ends of their schedules.
-    for numbers in itertools.product(*(values_of(hyper[name]).values() for name in names)):
+    values = (
+        [(f"--config.hyper.{name}{field and f'.{field}'}", value) for field, value in found.items()]
+        for name, found in ((name, values_of(hyper[name])) for name in names)
+    )
+    for chosen in itertools.product(*values):
         try:
-            PAIRS[views.policy].check(height, width, *numbers)
+            PAIRS[views.policy].check(height, width, *(value for _, value in chosen))
         except ValueError as error:
-            raise UserError(f"--config.views.policy={views.policy}: {error}") from error
+            flags = ", ".join(f"{flag}={value}" for flag, value in chosen)
+            raise UserError(
+                f"{flags} with --config.views.policy={views.policy}: {error}"
+            ) from error
 
 
 def check_order(policy: str, order: str) -> None:

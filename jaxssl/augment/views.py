@@ -20,6 +20,7 @@ from jaxssl.augment.augmentation import Augmentation
 from jaxssl.augment.resample import random_crop_box, resized_crop
 from jaxssl.errors import UserError
 from jaxssl.randomness import Purpose, sample_keys
+from jaxssl.words import counted
 
 
 class Draw(enum.IntEnum):
@@ -307,8 +308,8 @@ def normalize(
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (0, channels):
             raise UserError(
-                f"--config.normalize.{name} has {len(values)} values for images of {channels} "
-                "channels: give one a channel, or () for none."
+                f"--config.normalize.{name}={values} has {counted(len(values), 'value')} for "
+                f"images of {counted(channels, 'channel')}: give one a channel, or () for none."
             )
     if mean:
         images = images - jnp.array(mean, dtype=jnp.float32)

@@ -43,16 +43,25 @@ def setting_name(group: ConfigDict) -> str:
     return "-".join([group.name, *(f"{key}={group[key]}" for key in changed)])
 
 
+def _refusal(name: str, error: ValueError) -> UserError:
+    """What a corruption says of a setting, which it names first, or of the images."""
+    key, equals, _ = str(error).partition("=")
+    flag = "" if equals and key in corruption_group() else f"name={name}: "
+    return UserError(f"--config.corruption.{flag}{error}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Corruptor:
     """A corruption, its seed, and whether it comes before augmentation.
 
     Attributes:
+      name: of the corruption.
       corruption: what is done to an image.
       seed: of everything drawn for it.
       order: "corrupt_aug", corruption first; "aug_corrupt", last; "no_aug", without augmentation.
     """
 
+    name: str
     corruption: Corruption
     seed: int
     order: str
@@ -69,13 +78,15 @@ class Corruptor:
         try:
             corruption = build(group)
         except ValueError as error:
-            raise UserError(f"corruption {group.name}: {error}") from error
+            raise _refusal(group.name, error) from error
         if order == "aug_corrupt" and not corruption.on_device:
             raise UserError(
-                f"corruption {group.name} runs on the host alone, before augmentation: use "
-                "corruption.order=corrupt_aug or no_aug."
+                f"--config.corruption.name={group.name} runs on the host alone, before "
+                "augmentation: use --config.corruption.order=corrupt_aug or no_aug."
             )
-        return cls(corruption, check_seed("--config.corruption.seed", group.seed), order)
+        return cls(
+            group.name, corruption, check_seed("--config.corruption.seed", group.seed), order
+        )
 
     @property
     def after_augmentation(self) -> bool:
@@ -97,7 +108,7 @@ class Corruptor:
         try:
             return self.corruption.draw(words, shape)
         except ValueError as error:
-            raise UserError(str(error)) from error
+            raise _refusal(self.name, error) from error
 
     def on_host(self, batch: Mapping[str, Any]) -> UInt8[np.ndarray, "b h w c"]:
         """The corrupted images of a batch.
@@ -114,7 +125,7 @@ class Corruptor:
         try:
             return self.corruption(images, drawn)
         except ValueError as error:
-            raise UserError(str(error)) from error
+            raise _refusal(self.name, error) from error
 
     def on_device(
         self, images: Float[Array, "b h w c"], batch: Mapping[str, Any], view: int
@@ -135,8 +146,8 @@ class Corruptor:
             return self.corruption(images, drawn)
         except ValueError as error:
             raise UserError(
-                f"{error} (After augmentation it meets view {view + 1}; with "
-                "corruption.order=corrupt_aug it would meet the whole image.)"
+                f"{_refusal(self.name, error)} (After augmentation it meets view {view + 1}; with "
+                "--config.corruption.order=corrupt_aug it would meet the whole image.)"
             ) from error
 
     def _uniforms(self, images: Array, batch: Mapping[str, Any], view: int) -> Array:

@@ -145,8 +145,8 @@ def _patch_size(shape: tuple[int, ...], patches: int) -> tuple[int, int]:
         common = math.gcd(height, width)
         divisors = [str(n) for n in range(1, common + 1) if common % n == 0]
         raise ValueError(
-            f"images of {height}x{width} pixels cannot be cut into {patches}x{patches} patches: "
-            f"patches has to be one of {', '.join(divisors)}."
+            f"patches={patches} a side do not divide images of {height}x{width} pixels: choose one "
+            f"of {', '.join(divisors)}."
         )
     return height // patches, width // patches
 

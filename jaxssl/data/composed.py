@@ -110,14 +110,15 @@ def digit_on_image(
     pool, classes = digit_pool(digits)
     if not 1 <= unique_digits <= len(pool):
         raise UserError(
-            f"unique_digits={unique_digits} of {digits.name}: choose from 1 to its {len(pool)}."
+            f"--config.data.compose.unique_digits={unique_digits} of {digits.name}: choose from 1 "
+            f"to its {len(pool)}."
         )
     height, width, _ = base.image_shape
     largest = min(height - _corners(height)[-1], width - _corners(width)[-1])
     if not 1 <= digit_size <= largest:
         raise UserError(
-            f"nine digits of {digit_size} pixels do not fit images of {base.name}, "
-            f"{height}x{width}: choose a digit_size from 1 to {largest}."
+            f"--config.data.compose.digit_size={digit_size}: nine digits of {digit_size} pixels do "
+            f"not fit images of {base.name}, {height}x{width}; choose from 1 to {largest}."
         )
     first = pool.take(np.arange(unique_digits))
     return DigitOnImage(
@@ -151,8 +152,9 @@ def saturation(*, examples: int, side: int, bits: int, split: Split, seed: int) 
     """
     if min(examples, side) < 1 or not 1 <= bits <= MAX_BITS:
         raise UserError(
-            f"examples={examples}, side={side}, bits={bits} make no saturation set: choose at "
-            f"least 1 each, and at most {MAX_BITS} bits."
+            f"--config.data.compose.examples={examples}, --config.data.compose.side={side} and "
+            f"--config.data.compose.bits={bits} make no saturation set: choose at least 1 each, "
+            f"and at most {MAX_BITS} bits."
         )
     indices = np.arange(examples)
     zeros = np.zeros_like(indices)

@@ -259,9 +259,11 @@ def check_labels(labels: np.ndarray, num_classes: int | None, name: str) -> np.n
       UserError: if not.
     """
     if num_classes is None or (len(labels) and not _within(labels, 0, num_classes - 1)):
+        range_of = f"[{labels.min()}, {labels.max()}]" if len(labels) else "[]"
         raise UserError(
-            f"labels of {name} lie in [{labels.min()}, {labels.max()}] but it declares "
-            f"{num_classes} classes: pass labels from 0 to num_classes - 1, or a split with labels."
+            f"labels of {name} lie in {range_of} but it declares "
+            f"{'no classes' if num_classes is None else counted(num_classes, 'class')}: pass "
+            "labels from 0 to num_classes - 1, or a split with labels."
         )
     return labels
 
@@ -309,8 +311,9 @@ def check_target(key: str, values: np.ndarray, images: tuple[int, ...], name: st
 
 
 def _wrong_rows(key: str, values: np.ndarray, images: int, name: str) -> str:
-    rows = len(values) if values.ndim else "no"
-    return f"target {key!r} of {name} has {rows} rows for {images} images: pass one row an image."
+    rows = counted(len(values), "row") if values.ndim else "no rows"
+    told = f"{rows} for {counted(images, 'image')}"
+    return f"target {key!r} of {name} has {told}: pass one row an image."
 
 
 def array_source(

@@ -34,6 +34,7 @@ from jaxssl.data.walk import (
 )
 from jaxssl.errors import UserError
 from jaxssl.storage import is_inside
+from jaxssl.words import counted
 
 PARTS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 
@@ -209,9 +210,9 @@ def folder_source(
         pictures = {f"{key} beside {part.name}/": n for key, n in beside.items() if is_image(key)}
         passed_over = merged(passed_over, pictures)
     if not found.files:
-        counted = ", ".join(passed_over) or "nothing"
+        others = ", ".join(passed_over) or "nothing"
         raise UserError(
-            f"{part} holds no image files ({', '.join(IMAGE_SUFFIXES)}) but {counted}: correct "
+            f"{part} holds no image files ({', '.join(IMAGE_SUFFIXES)}) but {others}: correct "
             "--config.data.data_dir."
         )
     defaults = {"num_classes": None, "class_names": None}
@@ -295,8 +296,8 @@ def open_class_folders(config: ConfigDict, published: str) -> FolderSource:
     empty = [name for name, found in zip(classes, of_class, strict=True) if not found.files]
     if published == "train" and empty and len(empty) < len(classes):
         raise UserError(
-            f"{len(empty)} classes of {part} have no images, the first being {empty[0]!r}: add "
-            "images, or remove the folder."
+            f"no images in {counted(len(empty), 'class')} of {part}, the first being {empty[0]!r}: "
+            "add images, or remove the folder."
         )
     loose = files_beside_folders(part)
     found = Found(
@@ -370,8 +371,8 @@ def open_masks(config: ConfigDict, published: str) -> FolderSource:
     if missing:
         first = image_of[missing[0]]
         raise UserError(
-            f"{len(missing)} images of {part} have no mask, the first being {first.name}: add "
-            f"{part}/masks/{first.stem}.png, or take the images away."
+            f"no mask for {counted(len(missing), 'image')} of {part}, the first being "
+            f"{first.name}: add {part}/masks/{first.stem}.png, or take the images away."
         )
     spare = {"mask without an image": len(mask_of) - len(image_of)}
     passed_over = merged(images.passed_over, masks.passed_over, spare)

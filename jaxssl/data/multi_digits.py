@@ -18,6 +18,7 @@ from jaxssl.data.examples import ArraySource, Batch, Rows, Source, SourceFields
 from jaxssl.data.passes import in_memory
 from jaxssl.errors import UserError, choose
 from jaxssl.randomness import Purpose, Split, host_bits
+from jaxssl.words import counted
 
 MAX_DIGITS = 16
 
@@ -226,13 +227,16 @@ def multi_digits(
     choose("data.compose.placement", placement, PLACEMENTS)
     choose("data.compose.combine", combine, COMBINATIONS)
     if not 1 <= count <= MAX_DIGITS:
-        raise UserError(f"count={count} digits on a canvas: choose from 1 to {MAX_DIGITS}.")
+        raise UserError(
+            f"--config.data.compose.count={count} must be from 1 to {MAX_DIGITS} digits."
+        )
     if len(sizes) not in (1, count):
         raise UserError(
-            f"sizes={tuple(sizes)} for count={count} digits: give one size a digit, or one for all."
+            f"--config.data.compose.sizes={tuple(sizes)} for --config.data.compose.count={count} "
+            "digits: give one size a digit, or one for all."
         )
     for size in sizes:
-        _check_size(size, canvas)
+        _check_size("sizes", size, canvas)
     if placement == "grid":
         _check_grid(canvas, sizes, count)
     resized = {size: ResizedDigits(digits.images, size) for size in sizes}
@@ -315,7 +319,7 @@ def single_digit(base: Source, *, canvas: int, size: int, seed: int) -> SingleDi
       UserError: if the digits do not fit, or ``base`` is not as above.
     """
     digits, classes = digit_pool(base)
-    _check_size(size, canvas)
+    _check_size("evaluation_size", size, canvas)
     return SingleDigit(
         name=f"{base.name} on {canvas}x{canvas}",
         num_classes=classes,
@@ -343,32 +347,39 @@ def digit_pool(base: Source) -> tuple[ArraySource, int]:
     height, width, channels = base.image_shape
     if channels != 1 or height != width:
         raise UserError(
-            f"images of {base.name} are {height}x{width} with {channels} channels: digits must be "
-            "square with 1 channel, as those of mnist or digits are."
+            f"images of {base.name} are {height}x{width} with {counted(channels, 'channel')}: "
+            "--config.data.compose.digits must be square with 1 channel, as those of mnist are."
         )
     if base.num_classes is None:
-        raise UserError(f"{base.name} has no labels: choose a labelled set of digits.")
+        raise UserError(
+            f"{base.name} has no labels: choose a labelled set by --config.data.compose.digits."
+        )
     if len(base) == 0:
-        raise UserError(f"{base.name} has no examples: check the set of digits and its cuts.")
+        raise UserError(
+            f"{base.name} has no examples: choose another set by --config.data.compose.digits."
+        )
     return base if isinstance(base, ArraySource) else in_memory(base), base.num_classes
 
 
-def _check_size(size: int, canvas: int) -> None:
+def _check_size(key: str, size: int, canvas: int) -> None:
     if not 1 <= size <= canvas:
         raise UserError(
-            f"digits of size={size} do not fit a canvas of {canvas}: choose from 1 to {canvas}."
+            f"--config.data.compose.{key}: digits of size={size} do not fit a canvas of {canvas}; "
+            f"choose from 1 to {canvas}."
         )
 
 
 def _check_grid(canvas: int, sizes: Sequence[int], count: int) -> None:
     if len(set(sizes)) > 1 or canvas % sizes[0]:
         raise UserError(
-            f"placement='grid' cannot divide a canvas of {canvas} pixels into cells of "
-            f"{tuple(sizes)}: give one size that divides the canvas, or use placement='random'."
+            "--config.data.compose.placement=grid cannot divide a canvas of "
+            f"{counted(canvas, 'pixel')} into cells of --config.data.compose.sizes={tuple(sizes)}: "
+            "give one size that divides it, or use --config.data.compose.placement=random."
         )
     cells = (canvas // sizes[0]) ** 2
     if count > cells:
         raise UserError(
-            f"count={count} digits of {sizes[0]} pixels do not fit the {cells} cells of a canvas "
-            f"of {canvas}: lower the count or the size."
+            f"--config.data.compose.count={count} is more than the {counted(cells, 'cell')} of "
+            f"{counted(sizes[0], 'pixel')} a side that a canvas of {canvas} has: lower it, or "
+            "--config.data.compose.sizes."
         )

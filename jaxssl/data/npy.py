@@ -29,6 +29,7 @@ from jaxssl.data.examples import (
 from jaxssl.data.folders import PARTS, data_root
 from jaxssl.data.walk import NO_SUFFIX, entries_in, merged
 from jaxssl.errors import UserError
+from jaxssl.words import counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,8 +137,8 @@ def _num_classes(path: pathlib.Path) -> int:
     there = np.unique(labels)
     if not len(there) or not np.array_equal(there, np.arange(len(there))):
         raise UserError(
-            f"{path} has {len(there)} classes numbered {_range(there)}: number them from 0 without "
-            "gaps, such as with numpy.unique(labels, return_inverse=True)."
+            f"{path} has {counted(len(there), 'class')} numbered {_range(there)}: number them from "
+            "0 without gaps, such as with numpy.unique(labels, return_inverse=True)."
         )
     return len(there)
 

@@ -12,6 +12,7 @@ from absl import logging
 from jaxssl.data.decoding import UnreadableImageError
 from jaxssl.data.examples import ArraySource, Rows, Source, SourceFields, shared_fields
 from jaxssl.errors import UserError
+from jaxssl.words import counted
 
 T = TypeVar("T")
 DECODE_CHUNK = 256
@@ -50,11 +51,11 @@ def without_unreadable(source: Source) -> Source:
     where, reason = unreadable[0][1].args
     if len(unreadable) == len(source):
         raise UserError(
-            f"none of the {len(source)} images of {source.name} can be read, the first being "
-            f"{where} ({reason}): check the files."
+            f"of {counted(len(source), 'image')} of {source.name} none can be read, the first "
+            f"being {where} ({reason}): check the files."
         )
     logging.warning(
-        "%d of %d images of %s cannot be read and are left out; the first is %s (%s)",
+        "left out as unreadable: %d of %d images of %s, the first being %s (%s)",
         len(unreadable),
         len(source),
         source.name,

@@ -22,6 +22,7 @@ from jaxtyping import Int
 from jaxssl.data.examples import Batch, Source
 from jaxssl.errors import UserError
 from jaxssl.randomness import Purpose, Split, host_bits, permutation
+from jaxssl.words import counted
 
 
 @functools.lru_cache(maxsize=8)
@@ -253,9 +254,9 @@ def check_distinct(source: Source, batch_size: int) -> None:
     """
     if batch_size > len(source):
         raise UserError(
-            f"--config.batch_size={batch_size} is more than the {len(source)} images of "
-            f"{source.name}, so that a batch would hold an image twice: it must be at most "
-            f"{len(source)}."
+            f"--config.batch_size={batch_size} is more than {source.name} has, "
+            f"{counted(len(source), 'image')}, so that a batch would hold an image twice: it must "
+            f"be at most {len(source)}."
         )
 
 
@@ -293,11 +294,15 @@ def eval_batches(
 def _blocks(source: Source, batch_size: int, process_index: int, process_count: int) -> _Blocks:
     if batch_size < 1 or batch_size % process_count:
         raise UserError(
-            f"batch_size {batch_size} does not divide over {process_count} processes: use a "
+            f"a batch of {counted(batch_size, 'image')} (--config.batch_size, "
+            f"--probe.feature_batch_size) does not divide over {process_count} processes: use a "
             f"multiple of {process_count}."
         )
     if len(source) == 0:
-        raise UserError(f"{source.name} has no examples: check the data set and its cuts.")
+        raise UserError(
+            f"{source.name} has no examples: choose another set (--config.data.name), or other "
+            "cuts of it."
+        )
     return _Blocks(batch_size, process_index, process_count)
 
 

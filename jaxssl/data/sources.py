@@ -40,6 +40,7 @@ from jaxssl.data.passes import in_memory, without_unreadable
 from jaxssl.data.tfds_sets import TfdsSource, open_tfds, tfds_splits
 from jaxssl.errors import UserError, choose
 from jaxssl.randomness import check_seed
+from jaxssl.words import counted
 
 __all__ = [
     "KINDS",
@@ -122,8 +123,8 @@ def cut(
         return _some(held, "validation_fraction", validation_fraction, len(listing))
     if not 0 <= train_examples <= len(rest):
         raise UserError(
-            f"--config.data.train_examples={train_examples} but {len(rest)} training images are "
-            f"left of {len(listing)}: choose at most that many, or 0 for all."
+            f"--config.data.train_examples={train_examples} of {len(rest)} that are left of "
+            f"{counted(len(listing), 'training image')}: choose at most that many, or 0 for all."
         )
     kept = spread(len(rest), fractions.Fraction(train_examples or len(rest), len(rest)))
     return np.sort(rest[kept])
@@ -132,8 +133,8 @@ def cut(
 def _some(held: np.ndarray, key: str, fraction: float, n: int) -> np.ndarray:
     if not len(held):
         raise UserError(
-            f"--config.data.{key}={fraction} of {n} training images is no image: raise it to at "
-            f"least {1 / n:.2g}."
+            f"--config.data.{key}={fraction} of {counted(n, 'training image')} is no image: raise "
+            f"it to at least {1 / n:.2g}."
         )
     return np.sort(held)
 
@@ -204,8 +205,8 @@ def _published_split(split: str, available: Sequence[str], config: ConfigDict) -
         if config.test_fraction > 0:
             return "train"
         raise UserError(
-            f"{config.name!r} has no test split: set --config.data.test_fraction to hold out a "
-            "part of the train split."
+            f"--config.data.name={config.name} has no test split: set --config.data.test_fraction "
+            "to hold out a part of the train split."
         )
     if split != "validation":
         raise UserError(f"split {split!r} is unknown: choose pretrain, train, validation or test.")
@@ -214,7 +215,7 @@ def _published_split(split: str, available: Sequence[str], config: ConfigDict) -
     if {"validation", "test"} <= set(available):
         return "validation"
     raise UserError(
-        f"{config.name!r} has no validation split of its own: set "
+        f"--config.data.name={config.name} has no validation split of its own: set "
         "--config.data.validation_fraction to hold out a part of the train split."
     )
 
@@ -342,7 +343,7 @@ def _open_composed(config: ConfigDict, split: str) -> Source:
     missing = [key for key in composition.reads if key not in given]
     if missing:
         raise UserError(
-            f"--config.data.name={config.name} reads data.compose, which lacks "
+            f"--config.data.name={config.name} reads --config.data.compose, which lacks "
             f"{', '.join(missing)}: start from the recipe configs/pretrain/{config.name}.py."
         )
     check_seed("--config.data.compose.seed", config.compose.seed)
@@ -354,9 +355,10 @@ def _open_composed(config: ConfigDict, split: str) -> Source:
 
     def open_base(name: str, **changes: Any) -> Source:
         if name in COMPOSED:
+            key = next(key for key, value in config.compose.items() if value == name)
             raise UserError(
-                f"{name!r} is composed itself, so {config.name!r} cannot be made of it: choose "
-                "another set."
+                f"--config.data.compose.{key}={name} is composed itself, so {config.name!r} cannot "
+                "be made of it: choose another set."
             )
         base = config.copy_and_resolve_references()
         base.update(name=name, **changes)

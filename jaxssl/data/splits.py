@@ -13,7 +13,7 @@ from jaxssl.data.sources import load, pretraining_split
 from jaxssl.errors import UserError
 
 CHUNK = 1024
-_SPLITS = ("pretrain", "train", "validation", "test")
+SPLITS = ("pretrain", "train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,7 +153,7 @@ class Splits:
             with contextlib.suppress(UserError):
                 self.check(split)
         found = self._counted | self._open
-        return {split: found[split] for split in _SPLITS if split in found}
+        return {split: found[split] for split in SPLITS if split in found}
 
     def _pretraining_split(self) -> str:
         if self._given is None:

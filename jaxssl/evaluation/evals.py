@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxssl.augment.policies import Batch
+from jaxssl.compilation import compiler_options
 from jaxssl.data.examples import abstract_batch
 from jaxssl.data.splits import Splits
 from jaxssl.distributed import replicated, sharded
@@ -19,6 +20,7 @@ from jaxssl.metrics.collapse import feature_std
 from jaxssl.metrics.knn import PROTOCOLS, knn_accuracy
 from jaxssl.ranges import NON_NEGATIVE, check_ranges
 from jaxssl.training.state import Blueprint, TrainState, merge
+from jaxssl.words import counted
 
 CleanView = Callable[[Batch], jax.Array]
 
@@ -83,6 +85,7 @@ def _knn(
     mesh: Mesh,
     batch_size: int,
 ) -> Callable[[TrainState], dict[str, float]]:
+    choose(f"evals.{name}.split", settings.split, dict.fromkeys(("validation", "test")))
     bank, queries = splits["train"], splits[settings.split]
     if bank.num_classes is None:
         raise UserError(
@@ -127,7 +130,12 @@ def embedder(
         return as_vectors(choose(f"evals.{name}.layer", layer, layers))
 
     whole = replicated(mesh)
-    jitted = jax.jit(embed, in_shardings=(whole, whole, sharded(mesh)), out_shardings=whole)
+    jitted = jax.jit(
+        embed,
+        in_shardings=(whole, whole, sharded(mesh)),
+        out_shardings=whole,
+        compiler_options=compiler_options(mesh),
+    )
     return lambda state: lambda batch: jitted(state.params, state.rest, batch)
 
 
@@ -136,6 +144,7 @@ def check_neighbours(flag: str, protocol: str, bank_size: int) -> None:
     asked = choose(flag, protocol, PROTOCOLS).k
     if asked > bank_size:
         raise UserError(
-            f"{flag}={protocol} asks for {asked} neighbours but there are {bank_size} training "
-            f"images: use more, or a protocol with fewer neighbours, such as {flag}=dino."
+            f"{flag}={protocol} asks for {counted(asked, 'neighbour')} of "
+            f"{counted(bank_size, 'training image')}: use more images, or a protocol with fewer "
+            f"neighbours, such as {flag}=dino."
         )

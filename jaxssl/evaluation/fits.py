@@ -20,6 +20,7 @@ from jaxssl.evaluation.frozen import Network, View
 from jaxssl.evaluation.probe_data import Part
 from jaxssl.evaluation.store import FeatureStore
 from jaxssl.storage import Path
+from jaxssl.words import counted
 
 Saved = Sequence[tuple[Path, LinearClassifier, About]]
 
@@ -90,7 +91,8 @@ class Probed:
         fewest, asked = int(counts[counts > 0].min()), self.settings.labels_per_class
         if fewest < asked:
             raise UserError(
-                f"--probe.labels_per_class={asked} but a class has only {fewest} training images: "
+                f"--probe.labels_per_class={asked} but a class has only "
+                f"{counted(fewest, 'training image')}: "
                 f"give --probe.labels_per_class={fewest} or less."
             )
         return train

@@ -16,6 +16,7 @@ from jaxssl.augment.augmentation import Augmentation
 from jaxssl.augment.policies import make_clean_view, make_finisher
 from jaxssl.augment.views import augment_view, to_float
 from jaxssl.checkpoint import CheckpointReader
+from jaxssl.compilation import compiler_options
 from jaxssl.distributed import layout, templates
 from jaxssl.errors import UserError
 from jaxssl.evaluation.features import Batch, as_vectors
@@ -91,7 +92,7 @@ class Network:
         def embed(arrays: tuple[Any, Any], *inputs: Any) -> Float[Array, "b d"]:
             return as_vectors(self._represent(arrays, view(*inputs))[layer])
 
-        jitted = jax.jit(embed)
+        jitted = jax.jit(embed, compiler_options=compiler_options())
         return lambda *inputs: jitted(self.arrays, *inputs)
 
     def digest(self) -> str:

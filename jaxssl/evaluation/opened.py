@@ -43,7 +43,12 @@ from jaxssl.evaluation.store import FeatureStore
 from jaxssl.run_directory import check_outside, read_config, read_info
 from jaxssl.storage import Path, as_path
 
-_OWN_FLAGS = {"data_dir": "--data_dir", **{key: f"--probe.{key}" for key in FRACTIONS}}
+_OWN_FLAGS = {
+    "data_dir": "--data_dir",
+    "compose.digits_dir": "--digits_dir",
+    "compose.evaluation_size": "--probe.evaluation_size",
+    **{key: f"--probe.{key}" for key in FRACTIONS},
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from jaxssl.evaluation.features import Batch
 from jaxssl.evaluation.frozen import make_test_view
 from jaxssl.evaluation.probe import AS_TRAINED, NO_KNN
 from jaxssl.metrics.knn import PROTOCOLS, Protocol
+from jaxssl.words import counted
 
 FRACTIONS = ("validation_fraction", "test_fraction")  # that a probe may set anew
 DEFAULT_PROTOCOL = "moco"  # of a run without evaluations
@@ -195,7 +196,11 @@ def part_to_test(opening: Opening, asked: ConfigDict) -> Part:
       UserError: if the setting does not suit.
     """
     if asked.name != AS_TRAINED:
-        return opening.part("test", asked)
+        try:
+            return opening.part("test", asked)
+        except UserError as error:
+            told = str(error).replace("--config.corruption.", "--probe.test_corruption.")
+            raise UserError(told) from error
     _, *ignored = setting_name(asked).split("-", 1)
     if ignored:
         raise UserError(
@@ -235,6 +240,16 @@ def _cut(
     return config
 
 
+_COMPOSED = ("compose.digits_dir", "compose.evaluation_size")  # that a program has a flag for
+
+
+def _flag(key: str, own: Mapping[str, str] | None) -> str | None:
+    """The flag for a key of the data group, see `flags_of`; None: there is none."""
+    if own is None:
+        return f"--data.{key}" if key in data_settings() else None
+    return own.get(key)
+
+
 @contextlib.contextmanager
 def flags_of(own: Mapping[str, str] | None) -> Iterator[None]:
     """Errors of the data name ``--config.data.*``: this puts a program's own flags in their place.
@@ -247,8 +262,8 @@ def flags_of(own: Mapping[str, str] | None) -> Iterator[None]:
         yield
     except UserError as error:
         told = re.sub(
-            rf"(?:--config\.|(?<![\w./-]))data\.({'|'.join(data_settings())})\b",
-            lambda found: f"--data.{found[1]}" if own is None else own.get(found[1], found[0]),
+            rf"(?:--config\.|(?<![\w./-]))data\.({'|'.join([*data_settings(), *_COMPOSED])})\b",
+            lambda found: _flag(found[1], own) or found[0],
             str(error),
         )
         raise UserError(told) from error
@@ -271,8 +286,8 @@ def check_channels(info: Mapping[str, Any], source: Source) -> None:
     trained, found = info["data"]["image_shape"][-1], source.image_shape[-1]
     if trained != found:
         raise UserError(
-            f"images of {source.name} have {found} channels and the run was trained on images of "
-            f"{trained}: choose a set of {trained} by --data.name."
+            f"images of {source.name} have {counted(found, 'channel')} and the run was trained on "
+            f"images of {trained}: choose a set of {trained} by --data.name."
         )
 
 
@@ -290,9 +305,9 @@ def protocol_of(config: ConfigDict, settings: ConfigDict, bank_size: int) -> Pro
         return protocol._replace(k=min(settings.knn_k, bank_size))
     if protocol.k > bank_size:
         raise UserError(
-            f"the kNN protocol {name} asks for {protocol.k} neighbours but there are {bank_size} "
-            f"training images: give --probe.knn_k={bank_size}, or --probe.protocol={NO_KNN} for no "
-            "kNN."
+            f"--probe.protocol={name} asks for {counted(protocol.k, 'neighbour')} of "
+            f"{counted(bank_size, 'training image')}: give --probe.knn_k={bank_size}, or "
+            f"--probe.protocol={NO_KNN} for no kNN."
         )
     return protocol
 
@@ -326,8 +341,8 @@ def check_probeable(config: ConfigDict, splits: Splits) -> list[str]:
     name = protocol_name(config)
     if name in PROTOCOLS and PROTOCOLS[name].k > len(train):
         lacking.append(
-            f"a probe by the kNN protocol {name} will need {PROTOCOLS[name].k} training images and "
-            f"there are {len(train)}: it can be told --probe.knn_k={len(train)}."
+            f"a probe by --probe.protocol={name} will need {PROTOCOLS[name].k} training images and "
+            f"has {len(train)}: it can be told --probe.knn_k={len(train)}."
         )
     return lacking
 

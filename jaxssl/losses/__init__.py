@@ -1,5 +1,6 @@
 """The losses: arrays in, a scalar out; pure functions for any transformation and any mesh."""
 
+from jaxssl.losses.characteristic import sliced_characteristic
 from jaxssl.losses.clustering import (
     cross_view_entropy,
     dino,
@@ -11,12 +12,13 @@ from jaxssl.losses.clustering import (
 from jaxssl.losses.contrastive import (
     cross_view_nt_xent,
     decoupled_nt_xent,
+    in_batch_info_nce,
     info_nce,
     nt_xent,
     supcon,
 )
 from jaxssl.losses.dense import cosine_match, dense_alignment, dense_info_nce, dense_uniformity
-from jaxssl.losses.non_contrastive import barlow_twins, byol_regression, negative_cosine
+from jaxssl.losses.non_contrastive import barlow_twins, byol_regression, negative_cosine, vicreg
 from jaxssl.losses.reconstruction import masked_reconstruction
 from jaxssl.losses.sliced_wasserstein import generalized_contrastive, sliced_wasserstein
 from jaxssl.losses.transport import entropic_plan, exact_assignment
@@ -45,6 +47,7 @@ __all__ = [
     "entropic_plan",
     "exact_assignment",
     "generalized_contrastive",
+    "in_batch_info_nce",
     "info_nce",
     "masked_reconstruction",
     "negative_cosine",
@@ -53,8 +56,10 @@ __all__ = [
     "queue_alignment_and_uniformity",
     "queue_uniformity",
     "sinkhorn_knopp",
+    "sliced_characteristic",
     "sliced_wasserstein",
     "supcon",
     "swapped_prediction",
     "uniformity",
+    "vicreg",
 ]

@@ -105,13 +105,14 @@ def cosine(x: Float[Array, "*batch d"], y: Float[Array, "*batch d"]) -> Float[Ar
     return jnp.sum(normalize(x) * normalize(y), axis=-1)
 
 
-def interleave(z1: Float[Array, "b d"], z2: Float[Array, "b d"]) -> Float[Array, "n d"]:
-    """Both views as rows 2i and 2i + 1 of one array.
+def interleave(*views: Float[Array, "b d"]) -> Float[Array, "n d"]:
+    """V views of image i as rows V i, V i + 1 ... of one array.
 
     Concatenating would move half of the rows to other devices when the batch is sharded; this
     leaves every row where it is, and no loss depends on the order.
     """
-    return jnp.stack([z1, z2], axis=1).reshape(2 * z1.shape[0], z1.shape[1])
+    z = jnp.stack(views, axis=1)
+    return z.reshape(-1, z.shape[2])
 
 
 def masked_mean(

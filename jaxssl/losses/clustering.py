@@ -67,7 +67,10 @@ def sinkhorn_knopp(
         log_mass = log_mass - jnp.log(column)
         return jax.nn.log_softmax(log_mass, axis=1)
 
-    return jnp.exp(jax.lax.fori_loop(0, iterations, scale, log_mass))
+    # Not rolled where the count is known: on many devices that share a few cores, a collective in a
+    # loop can hang beside an independent one.
+    unroll = isinstance(iterations, int)
+    return jnp.exp(jax.lax.fori_loop(0, iterations, scale, log_mass, unroll=unroll))
 
 
 def cross_view_entropy(

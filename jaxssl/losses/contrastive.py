@@ -12,6 +12,7 @@ the number of embeddings forces the full matrix.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -175,20 +176,52 @@ def cross_view_nt_xent(
     0.3408
     """
     check_features(z1=z1, z2=z2)
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "axis_name": axis_name,
+        "block_size": block_size,
+    }
+    return (in_batch_info_nce(z1, z2, **options) + in_batch_info_nce(z2, z1, **options)) / 2
+
+
+def in_batch_info_nce(
+    q: Float[Array, "b d"],
+    k: Float[Array, "b d"],
+    *,
+    temperature: ScalarLike,
+    axis_name: AxisName = None,
+    block_size: int | None = None,
+) -> Float[Array, ""]:
+    """InfoNCE whose negatives are the keys of the other images (MoCo-v3, arXiv:2104.02057).
+
+    Cross-entropy of the rows of ``q k' / temperature``, each row's own index being its target; mean
+    over the B queries. Gradients reach both inputs: whoever holds keys fixed stops them.
+
+    Args:
+      q: queries, [B, D].
+      k: the key of each query, [B, D].
+      temperature: above 0.
+      axis_name: mapped axis that the batch is sharded over.
+      block_size: side of the tiles of pairs.
+
+    Raises:
+      ValueError: as ``nt_xent``.
+
+    >>> import jax.numpy as jnp
+    >>> z = jnp.eye(4)
+    >>> print(f"{in_batch_info_nce(z, z, temperature=0.5):.4f}")  # log(1 + 3 exp(-2))
+    0.3408
+    """
+    check_features(q=q, k=k)
     check_positive(temperature=temperature)
-    check_negatives(z1.shape[0], axis_name)
-    z1, z2 = normalize(z1), normalize(z2)
-    scale = inverse(temperature, z1)
-    images = row_numbers(z1.shape[0], axis_name)[:, None]
-    key_images = gather(images, axis_name)
-    positive = scale * jnp.sum(z1 * z2, axis=1)
-
-    def anchors(rows: Array, keys: Array) -> Array:
-        keys = gather(keys, axis_name)
-        negative = cross_logsumexp(scale * rows, keys, images, key_images, other_group, block_size)
-        return jnp.mean(jax.nn.softplus(negative - positive))
-
-    return mean_over_shards((anchors(z1, z2) + anchors(z2, z1)) / 2, axis_name)
+    check_negatives(q.shape[0], axis_name)
+    q, k = normalize(q), normalize(k)
+    scale = inverse(temperature, q)
+    images = row_numbers(q.shape[0], axis_name)[:, None]
+    keys, key_images = gather(k, axis_name), gather(images, axis_name)
+    negative = cross_logsumexp(scale * q, keys, images, key_images, other_group, block_size)
+    positive = scale * jnp.sum(q * k, axis=1)
+    return mean_over_shards(jnp.mean(jax.nn.softplus(negative - positive)), axis_name)
 
 
 def info_nce(

@@ -1,4 +1,4 @@
-"""Losses without negatives: SimSiam's cosine, BYOL's regression, Barlow Twins.
+"""Losses without negatives: SimSiam's cosine, BYOL's regression, Barlow Twins, VICReg.
 
 Features come un-normalised, one row a sample, and are promoted to at least float32.
 """
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
 from jaxssl.losses.arrays import check_features, cosine, promote
-from jaxssl.losses.collectives import AxisName, check_negatives, mean_over_shards
+from jaxssl.losses.collectives import AxisName, axis_size, check_negatives, mean_over_shards
 
 
 def negative_cosine(
@@ -125,3 +125,65 @@ def barlow_twins(
     off_diagonal = jnp.sum(jnp.where(on_diagonal, 0, correlation) ** 2)
     attraction = jnp.sum((jnp.diagonal(correlation) - 1) ** 2)
     return attraction + jnp.asarray(off_diagonal_weight, correlation.dtype) * off_diagonal
+
+
+def vicreg(
+    z1: Float[Array, "b d"],
+    z2: Float[Array, "b d"],
+    *,
+    invariance_weight: ScalarLike,
+    variance_weight: ScalarLike,
+    covariance_weight: ScalarLike,
+    epsilon: ScalarLike = 1e-4,
+    axis_name: AxisName = None,
+) -> Float[Array, ""]:
+    """Invariance, variance and covariance (VICReg, arXiv:2105.04906, Eq. 6, in its code's form).
+
+    The weighted sum, over features that are not normalised, of
+
+    - invariance: the mean over batch and dimensions of ``(z1 - z2)^2``;
+    - variance: the mean over views and dimensions of ``max(0, 1 - sqrt(Var + epsilon))``;
+    - covariance: the sum over views of ``sum_{i != j} Cov_ij^2 / D``.
+
+    Variances and covariances are the unbiased ones of the global batch. The paper prints the sum of
+    the views' variance terms, its code and this take half of that.
+
+    Args:
+      z1: first views, [B, D].
+      z2: second views, [B, D].
+      invariance_weight: the paper's lambda, 25 there.
+      variance_weight: the paper's mu, 25 there.
+      covariance_weight: the paper's nu, 1 there.
+      epsilon: added to the variances.
+      axis_name: mapped axis that the batch is sharded over.
+
+    Raises:
+      ValueError: for shapes that are not one [B, D], or a global batch below 2.
+
+    >>> import jax.numpy as jnp
+    >>> z = jnp.array([[0.5, 0.5], [-0.5, -0.5]])  # variances and covariance 1/2
+    >>> weights = {"invariance_weight": 1.0, "variance_weight": 1.0, "covariance_weight": 1.0}
+    >>> print(f"{vicreg(z, z, epsilon=0.0, **weights):.4f}")  # 0 + (1 - sqrt(1/2)) + 1/2
+    0.7929
+    """
+    check_features(z1=z1, z2=z2)
+    check_negatives(z1.shape[0], axis_name)
+    z1, z2 = promote(z1), promote(z2)
+    count = z1.shape[0] * axis_size(axis_name)
+    unbiased = count / (count - 1)
+    on_diagonal = jnp.eye(z1.shape[1], dtype=bool)
+
+    def spread(z: Float[Array, "b d"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        centered = z - mean_over_shards(jnp.mean(z, axis=0), axis_name)
+        variance = unbiased * mean_over_shards(jnp.mean(centered**2, axis=0), axis_name)
+        hinge = jnp.mean(jax.nn.relu(1 - jnp.sqrt(variance + jnp.asarray(epsilon, z.dtype))))
+        product = jnp.matmul(centered.T, centered, precision=jax.lax.Precision.HIGHEST)
+        covariance = unbiased * mean_over_shards(product / z.shape[0], axis_name)
+        off_diagonal = jnp.sum(jnp.where(on_diagonal, 0, covariance) ** 2)
+        return hinge, off_diagonal / z.shape[1]
+
+    invariance = mean_over_shards(jnp.mean((z1 - z2) ** 2), axis_name)
+    (hinge1, covariance1), (hinge2, covariance2) = spread(z1), spread(z2)
+    terms = jnp.stack([invariance, (hinge1 + hinge2) / 2, covariance1 + covariance2])
+    weights = invariance_weight, variance_weight, covariance_weight
+    return jnp.sum(terms * jnp.stack([jnp.asarray(weight, z1.dtype) for weight in weights]))

@@ -4,6 +4,7 @@ Source: Chen, Luo and Li, arXiv:2011.02803, Table 1, Eq. 5 and Algorithm 1, in t
 code where the two differ (a mean over the batch, both views matched).
 """
 
+import itertools
 import math
 
 import jax
@@ -20,6 +21,7 @@ from jaxssl.losses.arrays import (
 )
 from jaxssl.losses.arrays import normalize as unit
 from jaxssl.losses.blockwise import everything, other_group, self_logsumexp
+from jaxssl.losses.characteristic import sliced_characteristic
 from jaxssl.losses.collectives import (
     AxisName,
     axis_size,
@@ -29,6 +31,7 @@ from jaxssl.losses.collectives import (
 )
 
 PRIORS = ("normal", "hypercube", "hypersphere")
+DISTRIBUTIONS = ("logsumexp", *PRIORS, "characteristic")  # of `generalized_contrastive`
 PANEL = 64  # directions that are made orthogonal to one another one by one
 
 
@@ -98,7 +101,7 @@ def sliced_wasserstein(
 def generalized_contrastive(
     z1: Float[Array, "b d"],
     z2: Float[Array, "b d"],
-    *,
+    *others: Float[Array, "b d"],
     key: Key[Array, ""],
     distribution: str,
     weight: ScalarLike,
@@ -108,29 +111,34 @@ def generalized_contrastive(
     halve_alignment: bool = True,
     divide_by_dimension: bool = True,
     self_term: bool = True,
+    views_together: bool = True,
     axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> Float[Array, ""]:
     """Alignment plus ``weight`` times the distance of the features to a distribution.
 
     ``scale * (alignment + weight * distance)`` (arXiv:2011.02803, Table 1) over features that are
-    L2-normalised, or not. The alignment is the mean over batch and dimensions of
+    L2-normalised, or not. The alignment is the mean over pairs of views, batch and dimensions of
     ``(z1 - z2)^2 / 2``. The distance is
 
-    - "logsumexp": the mean over the 2B features of ``log sum_j exp(z_i . z_j / temperature)``, less
-      ``log D``; with normalised features, the decoupled NT-Xent;
-    - "normal", "hypercube", "hypersphere": ``sliced_wasserstein`` of the 2B features to that prior.
+    - "logsumexp": the mean over all V B features of ``log sum_j exp(z_i . z_j / temperature)``,
+      less ``log D``; with normalised features, the decoupled NT-Xent;
+    - "normal", "hypercube", "hypersphere": their ``sliced_wasserstein`` to that prior;
+    - "characteristic": their ``sliced_characteristic``, to the standard normal.
 
     Defaults are those of the authors' code, which multiplies by ``scale=1000`` for normalised
     features. Their table prints no half (``halve_alignment=False``); their Eq. 4 has neither the
     division by the dimension nor the self term: with half and the other two False, and unit
-    vectors, this is ``decoupled_nt_xent`` but for constants.
+    vectors, this is ``decoupled_nt_xent`` but for constants. Their Algorithm 1 takes the views one
+    by one (``views_together=False``). So does LeJEPA (arXiv:2511.08544), which is, with its lambda,
+    ``scale = (1 - lambda) (V - 1) / V`` and ``weight = lambda / scale`` of "characteristic".
 
     Args:
       z1: first views, [B, D].
       z2: second views, [B, D].
+      others: further views, [B, D] each.
       key: randomness of this call, unused by "logsumexp"; the same on every shard.
-      distribution: "logsumexp", "normal", "hypercube" or "hypersphere".
+      distribution: one of ``DISTRIBUTIONS``.
       weight: the paper's lambda.
       temperature: of "logsumexp", above 0.
       scale: factor of the whole.
@@ -138,12 +146,14 @@ def generalized_contrastive(
       halve_alignment: divide the squared differences by 2.
       divide_by_dimension: average them over dimensions instead of summing.
       self_term: let j = i into the sum of "logsumexp".
+      views_together: the distance of all views' features; else the mean of that of each view's.
       axis_name: mapped axis that the batch is sharded over.
       block_size: side of the tiles of pairs in "logsumexp", as for ``nt_xent``.
 
     Raises:
       ValueError: for shapes that are not one [B, D], an unknown distribution, a known temperature
-        that is not above 0, or a single image without its self term.
+        that is not above 0, a single image without its self term, or "characteristic" of normalised
+        features, which cannot be normal.
 
     >>> import jax, jax.numpy as jnp
     >>> z = jnp.eye(4)
@@ -153,21 +163,38 @@ def generalized_contrastive(
     >>> print(f"{loss:.4f}")  # log(2 e + 6) - log 4
     1.0505
     """
-    check_features(z1=z1, z2=z2)
-    check_choice("distribution", distribution, ("logsumexp", *PRIORS))
+    names = [f"z{number}" for number in range(1, len(others) + 3)]
+    views = dict(zip(names, (z1, z2, *others), strict=True))
+    check_features(**views)
+    check_choice("distribution", distribution, DISTRIBUTIONS)
     check_positive(temperature=temperature)
-    z1, z2 = (unit(z1), unit(z2)) if normalize else (promote(z1), promote(z2))
-    z = interleave(z1, z2)
-    squares = jnp.mean(jnp.sum((z1 - z2) ** 2, axis=1))
-    alignment = squares / (
-        (2 if halve_alignment else 1) * (z.shape[1] if divide_by_dimension else 1)
-    )
-    if distribution == "logsumexp":
-        distance = _logsumexp_distance(z, temperature, self_term, axis_name, block_size)
-    else:
-        distance = sliced_wasserstein(z, key=key, prior=distribution, axis_name=axis_name)
-    loss = mean_over_shards(alignment + jnp.asarray(weight, z.dtype) * distance, axis_name)
-    return jnp.asarray(scale, z.dtype) * loss
+    if distribution == "logsumexp" and not self_term:
+        check_negatives(z1.shape[0], axis_name)
+    if distribution == "characteristic" and normalize:
+        raise ValueError(
+            f"normalize={normalize} with distribution={distribution!r}: give normalize=False, for "
+            "unit vectors are not normally distributed."
+        )
+    features = [unit(z) if normalize else promote(z) for z in views.values()]
+    pairs = itertools.combinations(features, 2)
+    squares = _mean([jnp.mean(jnp.sum((a - b) ** 2, axis=1)) for a, b in pairs])
+    halves, dimension = 2 if halve_alignment else 1, z1.shape[1] if divide_by_dimension else 1
+
+    def distance(z: Float[Array, "n d"]) -> Float[Array, ""]:
+        if distribution == "logsumexp":
+            return _logsumexp_distance(z, temperature, self_term, axis_name, block_size)
+        if distribution == "characteristic":
+            return sliced_characteristic(z, key=key, axis_name=axis_name)
+        return sliced_wasserstein(z, key=key, prior=distribution, axis_name=axis_name)
+
+    samples = [interleave(*features)] if views_together else features
+    spread = jnp.asarray(weight, squares.dtype) * _mean([distance(z) for z in samples])
+    loss = mean_over_shards(squares / (halves * dimension) + spread, axis_name)
+    return jnp.asarray(scale, squares.dtype) * loss
+
+
+def _mean(values: list[Float[Array, ""]]) -> Float[Array, ""]:
+    return values[0] if len(values) == 1 else jnp.mean(jnp.stack(values))
 
 
 def _logsumexp_distance(
@@ -178,8 +205,6 @@ def _logsumexp_distance(
     block_size: int | None,
 ) -> Float[Array, ""]:
     """Mean over this shard's rows of ``log sum_j exp(z_i . z_j / temperature) - log D``."""
-    if not self_term:
-        check_negatives(z.shape[0] // 2, axis_name)
     spread = self_logsumexp(
         z,
         row_numbers(z.shape[0], axis_name)[:, None],

@@ -5,18 +5,40 @@ from jaxtyping import Array, UInt
 from ml_collections import ConfigDict
 
 from jaxssl.errors import choose
+from jaxssl.methods.align_uniform import AlignUniform
+from jaxssl.methods.barlow_twins import BarlowTwins
+from jaxssl.methods.byol import BYOL
+from jaxssl.methods.deepcluster import DeepClusterV2
+from jaxssl.methods.dino import DINO
+from jaxssl.methods.generalized_contrastive import GeneralizedContrastive
 from jaxssl.methods.method import Keys, Method, Spec
 from jaxssl.methods.moco import MoCo
+from jaxssl.methods.moco_v3 import MoCoV3
 from jaxssl.methods.simclr import SimCLR
+from jaxssl.methods.simsiam import SimSiam
+from jaxssl.methods.supcon import SupCon
 from jaxssl.methods.supervised import Supervised
+from jaxssl.methods.swav import SwAV
+from jaxssl.methods.vicreg import VICReg
 from jaxssl.models import build_encoder
 from jaxssl.randomness import Purpose, step_key
 from jaxssl.ranges import check_ranges
 
 METHODS: dict[str, type[Method]] = {
+    "align_uniform": AlignUniform,
+    "barlow_twins": BarlowTwins,
+    "byol": BYOL,
+    "deepcluster_v2": DeepClusterV2,
+    "dino": DINO,
+    "generalized_contrastive": GeneralizedContrastive,
     "moco_v2": MoCo,
+    "moco_v3": MoCoV3,
     "simclr": SimCLR,
+    "simsiam": SimSiam,
+    "supcon": SupCon,
     "supervised": Supervised,
+    "swav": SwAV,
+    "vicreg": VICReg,
 }
 
 

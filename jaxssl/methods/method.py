@@ -4,7 +4,7 @@ A method is an ``nnx.Module`` made of an encoder and whatever else it trains or 
 step calls `embed`, then `objective`, takes the gradient with respect to every ``nnx.Param``, lets
 the optimizer move them, and calls `after_update`. What must survive from step to step without
 being trained is an ``nnx.Variable`` of another type (`Teacher`, `Bank`, ``nnx.BatchStat`` ...);
-a method may assign to those in any of the three.
+a method may assign to those in any of the three, and in the optional `fill` and `on_epoch`.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import fractions
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -25,6 +26,7 @@ from jaxssl.ranges import Ranges
 Hyper = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
 Layers = dict[str, Array]
+Projections = tuple[Float[Array, "b d"], ...]  # one array a view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +126,15 @@ class Method(nnx.Module):
     def after_update(self, hyper: Hyper) -> None:
         """Runs after the optimizer has moved the parameters: EMA, counters."""
 
+    def fill(self, embeddings: Any, views: Views) -> None:
+        """Runs before the first step of a run, for each batch of epoch 0: a bank's first rows.
+
+        A method that defines it has all training images embedded once with the initial weights:
+        batch k with the views and keys of step k. The last batch may hold images of epoch 1 too
+        (`jaxssl.methods.queue.put_rows` settles which row stays). What `embed` assigns in this
+        pass, such as BatchNorm's statistics, is dropped; what this method assigns stays.
+        """
+
     def on_epoch(self, epoch: Int[Array, ""], key: Key[Array, ""], hyper: Hyper) -> None:
         """Runs on the mesh before the first step of each epoch: cluster assignments."""
 
@@ -146,6 +157,48 @@ def head_layers(head: ProjectionHead, pooled: Float[Array, "b d"]) -> Layers:
     """A head's hidden layers ``head1``, ``head2`` ... and its output, the ``projection``."""
     *hidden, output = head.layers(pooled, train=False)
     return {**{f"head{n}": layer for n, layer in enumerate(hidden, 1)}, "projection": output}
+
+
+def projected_layers(
+    encoder: Encoder, head: ProjectionHead, images: Float[Array, "b h w c"]
+) -> Layers:
+    """`encoder_layers` and, of the pooled features, `head_layers`."""
+    layers = encoder_layers(encoder, images)
+    return {**layers, **head_layers(head, layers["pooled"])}
+
+
+def teacher_layers(
+    encoder: Encoder, head: ProjectionHead, images: Float[Array, "b h w c"]
+) -> Layers:
+    """A teacher's ``teacher`` (its encoder's pooled features) and ``teacher_projection``."""
+    pooled = encoder(images, train=False).pooled
+    return {"teacher": pooled, "teacher_projection": head(pooled, train=False)}
+
+
+def project(
+    encoder: Encoder, head: ProjectionHead, images: Float[Array, "b h w c"]
+) -> Float[Array, "b d"]:
+    """The projections of one view in training; BatchNorm sees this view alone."""
+    return head(encoder(images, train=True).pooled, train=True)
+
+
+def project_jointly(
+    encoder: Encoder, head: ProjectionHead, views: tuple[Float[Array, "b h w c"], ...]
+) -> Projections:
+    """The projections of views of one size in training; BatchNorm sees them all at once.
+
+    Raises:
+      UserError: if their sizes differ.
+    """
+    sizes = sorted({view.shape[1:3] for view in views})
+    if len(sizes) > 1:
+        raise UserError(
+            f"this method embeds its views together and they measure {sizes} pixels: set "
+            "--config.views.local_crops.count=0 and no size in --config.views.global_crops.second."
+        )
+    # Concatenating keeps the rows of each device on it; stacking views inside would not.
+    pooled = encoder(jnp.concatenate(views), train=True, views=len(views)).pooled
+    return tuple(jnp.split(head(pooled, train=True, views=len(views)), len(views)))
 
 
 class Teacher(nnx.Variable):
@@ -190,6 +243,6 @@ def require_labels(views: Views, method: str) -> Int[Array, " b"]:
 def no_labels(method: str) -> UserError:
     """What to raise where a method needs labels and there are none."""
     return UserError(
-        f"method {method} needs labels but the data set has none: choose a labelled set or a "
-        "self-supervised method."
+        f"--config.method.name={method} needs labels but the data set has none: choose a "
+        "labelled --config.data.name, or a self-supervised method."
     )

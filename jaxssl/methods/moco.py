@@ -18,10 +18,11 @@ from jaxssl.methods.method import (
     Method,
     Metrics,
     Spec,
-    encoder_layers,
     follow,
-    head_layers,
     make_teacher,
+    project,
+    projected_layers,
+    teacher_layers,
 )
 from jaxssl.methods.queue import Queue
 from jaxssl.models import Encoder
@@ -54,18 +55,16 @@ class MoCo(Method):
         self.queue = Queue(config.queue_size, config.head.out_dim, rngs.params())
 
     def _queries(self, images: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
-        return self.head(self.encoder(images, train=True).pooled, train=True)
+        return project(self.encoder, self.head, images)
 
     def _keys(
         self, images: Float[Array, "b h w c"], step: Key[Array, ""], view: int
     ) -> Float[Array, "b d"]:
         if not self.shuffle:
-            keys = self.teacher_head(self.teacher_encoder(images, train=True).pooled, train=True)
-            return jax.lax.stop_gradient(keys)
+            return jax.lax.stop_gradient(project(self.teacher_encoder, self.teacher_head, images))
         order = jax.random.permutation(jax.random.fold_in(step, view), len(images))
-        pooled = self.teacher_encoder(shard_rows(images[order]), train=True).pooled
-        keys = shard_rows(self.teacher_head(pooled, train=True)[jnp.argsort(order)])
-        return jax.lax.stop_gradient(keys)
+        keys = project(self.teacher_encoder, self.teacher_head, shard_rows(images[order]))
+        return jax.lax.stop_gradient(shard_rows(keys[jnp.argsort(order)]))
 
     def embed(self, views: Views, keys: Keys) -> dict[str, Array]:
         """Queries ``q1`` and keys ``k2`` [B, D]; if symmetric ``q2`` and ``k1`` too."""
@@ -105,11 +104,7 @@ class MoCo(Method):
 
     def represent(self, images: Float[Array, "b h w c"]) -> Layers:
         """Encoder and head; the teacher's ``teacher`` (pooled) and ``teacher_projection``."""
-        layers = encoder_layers(self.encoder, images)
-        teacher = self.teacher_encoder(images, train=False).pooled
         return {
-            **layers,
-            **head_layers(self.head, layers["pooled"]),
-            "teacher": teacher,
-            "teacher_projection": self.teacher_head(teacher, train=False),
+            **projected_layers(self.encoder, self.head, images),
+            **teacher_layers(self.teacher_encoder, self.teacher_head, images),
         }

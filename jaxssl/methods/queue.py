@@ -1,17 +1,17 @@
-"""A ring of past embeddings: MoCo's negatives, SwAV's further rows for the assignment."""
+"""What methods keep of past batches: a ring of the newest rows, or a bank with a row an image."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from jaxssl.errors import UserError
 from jaxssl.methods.method import Bank
 
 
 class Queue(nnx.Module):
-    """Unit vectors, the oldest of which make room for the newest.
+    """Unit vectors, the oldest of which make room for the newest: MoCo's negatives, SwAV's queue.
 
     Attributes:
       rows: [K, D], of length 1; random at first.
@@ -42,3 +42,26 @@ class Queue(nnx.Module):
         start = (position, jnp.zeros_like(position))
         self.rows[...] = jax.lax.dynamic_update_slice(rows, new.astype(rows.dtype), start)
         self.position[...] = (position + len(new)) % len(rows)
+
+
+def put_rows(
+    bank: Shaped[Array, "n ..."], index: Int[Array, " b"], rows: Shaped[Array, "b ..."]
+) -> Shaped[Array, "n ..."]:
+    """A bank whose row ``index[i]`` is ``rows[i]``, without gradient.
+
+    A batch that straddles two epochs may hold an image twice: the later row of the batch stays, on
+    any number of devices. A scatter alone would leave it to the hardware.
+
+    Args:
+      bank: one row an image of the original split, [N, ...].
+      index: ``views.index``, in [0, N).
+      rows: what to put there, [B, ...], cast to the bank's dtype.
+    """
+    kept = jnp.where(is_last(index, len(bank)), index, len(bank))
+    return bank.at[kept].set(jax.lax.stop_gradient(rows).astype(bank.dtype), mode="drop")
+
+
+def is_last(index: Int[Array, " b"], size: int) -> Bool[Array, " b"]:
+    """Whether no later row of the batch has the same index, which lies in [0, ``size``)."""
+    number = jnp.arange(len(index))
+    return jnp.full(size, -1).at[index].max(number)[index] == number

@@ -6,7 +6,7 @@ from jaxssl.metrics.calibration import (
     expected_calibration_error,
     reliability,
 )
-from jaxssl.metrics.collapse import feature_std, rankme
+from jaxssl.metrics.collapse import feature_std
 from jaxssl.metrics.geometry import (
     alignment,
     class_distances,
@@ -35,6 +35,7 @@ from jaxssl.metrics.paired import (
     variance_removed,
 )
 from jaxssl.metrics.rank_correlation import kendall_interval, kendall_tau
+from jaxssl.metrics.rankme import rankme
 from jaxssl.metrics.ridge import best_strength, ridge_predictions
 from jaxssl.metrics.uniformity import uniformity, uniformity_per_image
 

@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -25,23 +24,3 @@ def feature_std(z: Float[Array | np.ndarray, "n d"]) -> Float[Array, ""]:
     """
     stds = jnp.std(unit_rows(jnp.asarray(z)), axis=0)
     return stds.mean() * math.sqrt(z.shape[1])
-
-
-def rankme(z: Float[Array | np.ndarray, "n d"]) -> Float[Array, ""]:
-    """Effective rank of the outputs: RankMe, arXiv:2210.02885.
-
-    exp of the entropy of the singular values divided by their sum. The paper takes 25,600 images
-    or more: with few, n bounds the rank too.
-
-    Args:
-      z: outputs, neither centred nor normalised.
-
-    Returns:
-      scalar in [1, min(n, d)]; 0 where all outputs are zero; at least float32.
-    """
-    z = jnp.asarray(z, jnp.promote_types(z.dtype, jnp.float32))
-    values = jnp.linalg.svd(z, compute_uv=False)
-    total = values.sum()
-    shares = values / jnp.maximum(total, jnp.finfo(z.dtype).tiny)
-    entropy = jax.scipy.special.entr(shares).sum()
-    return jnp.where(total == 0, 0.0, jnp.exp(entropy))

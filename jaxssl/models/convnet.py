@@ -75,7 +75,8 @@ class ConvNet(nnx.Module):
             if side < 1:
                 raise UserError(
                     f"images of {image_size} pixels are too small for this network with "
-                    f"{padding!r} padding: use 'same', or images of at least 15 pixels."
+                    f"--config.encoder.padding={padding}: use same, or views of at least 15 pixels "
+                    "(--config.encoder.image_size)."
                 )
         self.convs = nnx.List(convs)
         self.feature_dim = 4 * width

@@ -8,6 +8,9 @@ Published heads are settings of one class (hidden layers; last layer):
     BYOL           arXiv:2006.07733  4096: bias, BatchNorm, ReLU; 256: no bias
     SimSiam        arXiv:2011.10566  no bias, BatchNorm, ReLU; no bias, "bn_no_affine"
     Barlow Twins   arXiv:2103.03230  8192: no bias, BatchNorm, ReLU; no bias
+    SwAV           arXiv:2006.09882  2048: bias, BatchNorm, ReLU; 128: bias; fan_in_uniform
+    DINO           arXiv:2104.14294  2048, 2048: bias, GELU; 256: bias; normal_0.02
+    Align-Uniform  arXiv:2005.10242  num_layers=1 (fc8 of the small AlexNet): bias; normal_0.02
 """
 
 from collections.abc import Callable
@@ -23,6 +26,8 @@ from jaxssl.errors import UserError, choose
 from jaxssl.models.layers import LayerSettings
 from jaxssl.models.norm import BatchNorm, at_least_float32
 from jaxssl.ranges import AT_LEAST_ONE, MOMENTUM, NON_NEGATIVE, POSITIVE, check_ranges
+
+Activation = Callable[[Array], Array]
 
 SETTINGS = {
     "num_layers": AT_LEAST_ONE,
@@ -57,6 +62,8 @@ def _zero_bias(in_dim: int) -> Callable:
 
 DENSE_INITS = {
     "normal_0.01": DenseInit(jax.nn.initializers.normal(0.01), _zero_bias),  # SimCLR
+    # Align-Uniform; DINO, whose code cuts it off at +-2: never.
+    "normal_0.02": DenseInit(jax.nn.initializers.normal(0.02), _zero_bias),
     # PyTorch's Linear: kernel and bias uniform in +-1/sqrt(fan_in).
     "fan_in_uniform": DenseInit(
         jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), _uniform_bias
@@ -95,6 +102,8 @@ OUTPUT_NORMS: dict[str, Callable[[LayerSettings, int], BatchNorm | None]] = {
 class ProjectionHead(nnx.Module):
     """Hidden layers of dense, perhaps BatchNorm, ReLU; then a dense layer, perhaps BatchNorm.
 
+    A method may have another activation than ReLU.
+
     Attributes:
       in_dim: size of the input.
       out_dim: size of the output.
@@ -115,6 +124,7 @@ class ProjectionHead(nnx.Module):
         settings: LayerSettings,
         rngs: nnx.Rngs,
         group: str = "method.head",
+        activation: Activation = jax.nn.relu,
     ):
         """Makes the head.
 
@@ -131,6 +141,7 @@ class ProjectionHead(nnx.Module):
           settings: BatchNorm and dtype.
           rngs: source of the initial values.
           group: of the config, for messages.
+          activation: of the hidden layers.
 
         Raises:
           UserError: if an argument names no known option, or a size is not possible.
@@ -143,6 +154,7 @@ class ProjectionHead(nnx.Module):
             )
         self.in_dim, self.out_dim = in_dim, out_dim
         self.compute_dtype = settings.compute_dtype
+        self.activation = activation
         dense_init = choose(f"{group}.init", init, DENSE_INITS)
         hidden = [hidden_dim or in_dim] * (num_layers - 1)
         sizes = [in_dim, *hidden, out_dim]
@@ -184,7 +196,7 @@ class ProjectionHead(nnx.Module):
     def layers(
         self, x: Float[Array, "b d"], train: bool, views: int = 1
     ) -> tuple[Float[Array, "b _k"], ...]:
-        """What each layer gives, in at least float32: hidden ones after their ReLU, then the last.
+        """What each layer gives, in at least float32: hidden ones activated, then the last.
 
         SimCLR-v2 (arXiv:2006.10029) probes a middle one. Arguments as of `__call__`.
         """
@@ -194,7 +206,7 @@ class ProjectionHead(nnx.Module):
             x = dense(x)
             if self.hidden_norms:
                 x = self.hidden_norms[layer](x, train, views)
-            x = jax.nn.relu(x)
+            x = self.activation(x)
             outputs.append(at_least_float32(x))
         x = self.output(x)
         if self.output_norm is not None:
@@ -203,7 +215,12 @@ class ProjectionHead(nnx.Module):
 
 
 def build_head(
-    config: ConfigDict, in_dim: int, dtype: str, rngs: nnx.Rngs, group: str = "method.head"
+    config: ConfigDict,
+    in_dim: int,
+    dtype: str,
+    rngs: nnx.Rngs,
+    group: str = "method.head",
+    activation: Activation = jax.nn.relu,
 ) -> ProjectionHead:
     """The head or predictor that a group of a config describes.
 
@@ -215,6 +232,7 @@ def build_head(
       dtype: the encoder's.
       rngs: source of the initial values.
       group: where in the config the fields are, for messages.
+      activation: of the hidden layers, the method's own choice.
 
     Raises:
       UserError: if a field names no known option or is out of range.
@@ -238,4 +256,27 @@ def build_head(
         ),
         rngs=rngs,
         group=group,
+        activation=activation,
     )
+
+
+def build_predictor(
+    config: ConfigDict, head: ProjectionHead, dtype: str, rngs: nnx.Rngs
+) -> ProjectionHead:
+    """The predictor that ``config.method.predictor`` describes: from projections to projections.
+
+    Args:
+      config: as of `build_head`.
+      head: whose outputs it takes, and predicts.
+      dtype: the encoder's.
+      rngs: source of the initial values.
+
+    Raises:
+      UserError: as `build_head`, or if the two differ in their outputs' size.
+    """
+    if config.out_dim != head.out_dim:
+        raise UserError(
+            f"--config.method.predictor.out_dim={config.out_dim} must be that of the projections "
+            f"it predicts, --config.method.head.out_dim={head.out_dim}."
+        )
+    return build_head(config, head.out_dim, dtype, rngs, "method.predictor")

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxssl.errors import choose
+from jaxssl.models.conv import convolve
 from jaxssl.models.norm import BatchNorm
 
 # "float64" is for tests of exactness: it needs jax_enable_x64 and makes float64 parameters too.
@@ -26,6 +27,7 @@ KERNEL_INITS: dict[str, Callable] = {
     ),
     # PyTorch's ResNets (MoCo and its descendants): He et al., arXiv:1502.01852, mode fan_out.
     "fan_out_normal": jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    "normal_0.02": jax.nn.initializers.normal(0.02),  # Wang & Isola's AlexNet, arXiv:2005.10242
 }
 
 
@@ -122,6 +124,7 @@ class ConvNorm(nnx.Module):
             strides=stride,
             padding=((padding, padding), (padding, padding)),
             use_bias=False,
+            conv_general_dilated=convolve,
             dtype=settings.compute_dtype,
             param_dtype=settings.param_dtype,
             kernel_init=choose("encoder.kernel_init", kernel_init, KERNEL_INITS),

@@ -22,6 +22,7 @@ from jaxssl.training.state import Hyper, TrainState
 from jaxssl.training.step import Step
 
 EpochHook = Callable[[TrainState, Any, Hyper], TrainState]
+Fill = Callable[[TrainState, Mapping[str, Any], Any, Hyper], TrainState]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +147,27 @@ class Reporter:
         self._writer.write(step, values)
         self._progress.update(step, values)
         self._mark = None
+
+
+def filled(
+    state: TrainState,
+    *,
+    fill: Fill,
+    hyper: Hyper,
+    batches: Iterator[Mapping[str, Any]],
+    mesh: Mesh,
+    interruption: Interruption,
+) -> TrainState:
+    """A fresh state after `Method.fill` has seen each of the batches, which cover epoch 0.
+
+    Raises:
+      Interrupted: if ``interruption`` asked for it.
+    """
+    for number, batch in enumerate(batches):
+        if interruption.stop_requested:
+            raise interruption.stopped(0, saved=False)
+        state = fill(state, global_batch(mesh, batch), jnp.int32(number), hyper)
+    return state
 
 
 def train(

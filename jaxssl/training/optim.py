@@ -6,7 +6,7 @@ An optimizer is an `optax.GradientTransformationExtraArgs`:
     opt_state = optimizer.init(params)
     updates, opt_state = optimizer.update(
         grads, opt_state, params,
-        learning_rate=..., constant_learning_rate=..., weight_decay=...)
+        learning_rate=..., constant_learning_rate=..., weight_decay=..., factors=...)
     params = optax.apply_updates(params, updates)
 
 so that one compiled step serves every learning rate and decay.
@@ -14,7 +14,8 @@ so that one compiled step serves every learning rate and decay.
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +45,9 @@ class ParameterGroup(NamedTuple):
         ``encoder/stages/0/1/branch/0/conv/kernel``.
       weight_decay: multiplies the weight decay; 0 for none.
       trust: whether LARS scales the step by the trust ratio; the other optimizers ignore it.
-      learning_rate: multiplies the learning rate; 0 freezes the parameters.
+      learning_rate: multiplies the learning rate; 0 freezes the parameters. Or the name of a
+        leaf of ``hyper`` that does, where it changes: what is frozen at first only (DINO's last
+        layer, SwAV's prototypes). Means that the optimizer keeps go on while it is 0.
       scheduled: whether the learning rate is the schedule's of the step; otherwise it is the
         schedule's ``value`` at every step (SimSiam's predictor).
     """
@@ -52,14 +55,14 @@ class ParameterGroup(NamedTuple):
     pattern: str
     weight_decay: float
     trust: bool
-    learning_rate: float
+    learning_rate: float | str
     scheduled: bool
 
 
 # Groups for recipes. The first row that matches a parameter governs it.
 DECAY_ALL = (ParameterGroup(".*", 1.0, True, 1.0, True),)
 EXCLUDE_BIAS_AND_NORM = (
-    ParameterGroup(".*/(bias|scale)", 0.0, False, 1.0, True),
+    ParameterGroup(".*/(bias|scale|class_token|positions)", 0.0, False, 1.0, True),
     ParameterGroup(".*", 1.0, True, 1.0, True),
 )
 
@@ -98,16 +101,17 @@ def assign_groups(groups: Sequence[Sequence], params: Any) -> dict[str, Paramete
     for row in groups:
         if len(row) != len(ParameterGroup._fields):
             raise UserError(
-                f"a row of optimizer.groups is {tuple(row)!r}: give "
+                f"a row of --config.optimizer.groups is {tuple(row)!r}: give "
                 f"({', '.join(ParameterGroup._fields)})."
             )
-        check_numbers("the numbers of a row of optimizer.groups", (row[1], row[3]), NON_NEGATIVE)
+        numbers = [number for number in (row[1], row[3]) if not isinstance(number, str)]
+        check_numbers("the numbers of a row of --config.optimizer.groups", numbers, NON_NEGATIVE)
         try:
             re.compile(row[0])
         except (re.error, TypeError) as error:
             raise UserError(
-                f"the pattern {row[0]!r} of optimizer.groups is no regular expression ({error}): "
-                "correct it."
+                f"the pattern {row[0]!r} of --config.optimizer.groups is no regular expression "
+                f"({error}): correct it."
             ) from error
     rows = [ParameterGroup(*row) for row in groups]
     assigned: dict[str, ParameterGroup] = {}
@@ -115,18 +119,23 @@ def assign_groups(groups: Sequence[Sequence], params: Any) -> dict[str, Paramete
         match = next((row for row in rows if re.fullmatch(row.pattern, path)), None)
         if match is None:
             raise UserError(
-                f"no pattern of optimizer.groups matches the parameter {path!r}: "
+                f"no pattern of --config.optimizer.groups matches the parameter {path!r}: "
                 "add a row for it, for instance a last one with the pattern '.*'."
             )
         assigned[path] = match
     for row in rows:
         if row not in assigned.values():
             raise UserError(
-                f"the pattern {row.pattern!r} of optimizer.groups governs no parameter: correct "
-                "it or remove it; earlier rows take precedence, and paths look like "
+                f"the pattern {row.pattern!r} of --config.optimizer.groups governs no parameter: "
+                "correct it or remove it; earlier rows take precedence, and paths look like "
                 f"{next(iter(assigned))!r}."
             )
     return assigned
+
+
+def group_hyper(groups: Sequence[Sequence]) -> Ranges:
+    """What `config.optimizer.groups` reads from ``hyper``: the factors that are names."""
+    return {row[3]: NON_NEGATIVE for row in groups if len(row) > 3 and isinstance(row[3], str)}
 
 
 # --- Learning rate ------------------------------------------------------------------------------
@@ -170,15 +179,21 @@ class Rule(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What an update is told of its step: learning rates, scheduled and constant, and the decay."""
+    """What an update is told of its step.
+
+    Learning rates, scheduled and constant, the decay, and the factors that groups ask for by name.
+    """
 
     scheduled: Scalar
     constant: Scalar
     weight_decay: Scalar
+    factors: Mapping[str, Array | float]
 
     def of(self, group: ParameterGroup) -> Scalar:
         """The learning rate of a group."""
-        return (self.scheduled if group.scheduled else self.constant) * group.learning_rate
+        asked = group.learning_rate
+        factor = self.factors[asked] if isinstance(asked, str) else asked
+        return (self.scheduled if group.scheduled else self.constant) * factor
 
 
 def _wide(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -315,9 +330,10 @@ def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformat
       params: the parameters, or their shapes.
 
     Returns:
-      A transformation whose `update` takes the keywords `learning_rate` and
-      `constant_learning_rate` (of groups that are not scheduled) and `weight_decay`, all of which
-      may be traced. Arithmetic is at least float32, updates have the parameters' dtype.
+      A transformation whose `update` takes the keywords `learning_rate`, `constant_learning_rate`
+      (of groups that are not scheduled), `weight_decay` and, by name, the `factors` that groups ask
+      for, all of which may be traced. Arithmetic is at least float32, updates have the parameters'
+      dtype.
 
     Raises:
       UserError: if a name, a group or `clip_norm` has no meaning.
@@ -334,11 +350,12 @@ def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformat
         learning_rate: Scalar,
         constant_learning_rate: Scalar,
         weight_decay: Scalar,
+        factors: Mapping[str, Array | float] = MappingProxyType({}),
     ) -> tuple[Any, Any]:
         if config.clip_norm > 0:
             clip = optax.clip_by_global_norm(config.clip_norm)
             grads = clip.update(grads, clip.init(params))[0]
-        rates = Rates(learning_rate, constant_learning_rate, weight_decay)
+        rates = Rates(learning_rate, constant_learning_rate, weight_decay, factors)
         return rule.update(grads, state, params, rates)
 
     return optax.GradientTransformationExtraArgs(rule.init, update)

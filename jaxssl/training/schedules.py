@@ -5,7 +5,8 @@ A leaf is a number, which stays, or a group, which is a schedule:
     value          what it is after the warm-up, the number a study sweeps
     warmup_epochs  length of a linear warm-up, epochs, may be fractional; 0: none
     warmup_from    what it is at step 0 of the warm-up
-    shape          how it goes from ``value`` to ``end``, a key of `SHAPES`
+    shape          how it goes from ``value`` to ``end``, a key of `SHAPES`; a "switch" has no
+                   slopes: ``warmup_from`` for ``warmup_epochs``, then ``value``
     end            what it is at the horizon, ``config.epochs``
     granularity    how often the shape moves, a key of `GRANULARITIES`; the warm-up moves each step
 
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from jaxssl.errors import UserError, choose
-from jaxssl.ranges import ANY, NON_NEGATIVE, Range, check_ranges, is_schedule, values_of
+from jaxssl.ranges import ANY, NON_NEGATIVE, Range, Ranges, check_ranges, is_schedule, values_of
 
 TRACED = ("warmup_from", "value", "end")
 FIELDS = (*TRACED, "warmup_epochs", "shape", "granularity")
@@ -31,6 +32,7 @@ FIELDS = (*TRACED, "warmup_epochs", "shape", "granularity")
 # From the progress in [0, 1] to the share of ``value`` that is left; the rest is ``end``.
 SHAPES: dict[str, Callable[[Float[Array, ""]], Float[Array, ""]]] = {
     "constant": jnp.ones_like,
+    "switch": jnp.ones_like,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
 }
@@ -66,15 +68,15 @@ def check_schedule(name: str, leaf: Any, allowed: Range, epochs: float) -> None:
     if is_schedule(leaf):
         if set(leaf) != set(FIELDS):
             raise UserError(
-                f"config.hyper.{name} is a schedule and must have exactly the fields "
+                f"--config.hyper.{name} is a schedule and must have exactly the fields "
                 f"{', '.join(FIELDS)}: mend {', '.join(sorted(set(leaf) ^ set(FIELDS)))}."
             )
         choose(f"hyper.{name}.shape", leaf["shape"], SHAPES)
         choose(f"hyper.{name}.granularity", leaf["granularity"], GRANULARITIES)
         if not NON_NEGATIVE.holds(leaf["warmup_epochs"]) or leaf["warmup_epochs"] >= epochs:
             raise UserError(
-                f"--config.hyper.{name}.warmup_epochs={leaf['warmup_epochs']} of {epochs:g} "
-                "epochs must be at least 0 and less than --config.epochs."
+                f"--config.hyper.{name}.warmup_epochs={leaf['warmup_epochs']} must be at least 0 "
+                f"and less than --config.epochs={epochs:g}."
             )
     for field, value in values_of(leaf).items():
         if not allowed.holds(value):
@@ -82,6 +84,35 @@ def check_schedule(name: str, leaf: Any, allowed: Range, epochs: float) -> None:
             raise UserError(f"--config.hyper.{flag}={value} must be {allowed}.")
     if is_schedule(leaf):  # what its shape does not read becomes a float32 too
         check_ranges(f"hyper.{name}", leaf, dict.fromkeys(TRACED, ANY))
+
+
+def check_hyper(hyper: ConfigDict, epochs: float, readers: Mapping[str, Ranges]) -> None:
+    """Refuses a leaf of ``hyper`` that is missing, out of range, or read by nothing.
+
+    Args:
+      hyper: the ``hyper`` group.
+      epochs: the horizon of schedules.
+      readers: what each reader reads, with ranges.
+
+    Raises:
+      UserError: naming it.
+    """
+    allowed = {}
+    for reader, ranges in readers.items():
+        for name, values in ranges.items():
+            if name not in hyper:
+                raise UserError(
+                    f"--config.hyper has no {name}, which {reader} reads: put it into the recipe's "
+                    "hyper group (recipes of shipped policies take policy=NAME as an argument)."
+                )
+            allowed[name] = values
+    for name, leaf in hyper.items():
+        if name not in allowed:
+            raise UserError(
+                f"--config.hyper.{name} is read by nothing in this config: remove it from the "
+                "recipe, or choose what reads it."
+            )
+        check_schedule(name, leaf, allowed[name], epochs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +158,9 @@ class Schedules:
         warmup, shape, granularity = self.leaves[name]
         epoch = jnp.asarray(step, jnp.float32) / float(self.steps_per_epoch)
         whole = whole_epochs(step, self.steps_per_epoch).astype(jnp.float32)
+        if shape == "switch":
+            on = whole >= warmup if warmup.is_integer() else epoch >= warmup
+            return jnp.where(on, leaf["value"], leaf["warmup_from"])
         moved = GRANULARITIES[granularity](epoch, whole)
         progress = jnp.clip((moved - warmup) / (self.epochs - warmup), 0.0, 1.0)
         share = SHAPES[shape](progress)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxssl.augment.policies import Policy
 from jaxssl.augment.views import Views
+from jaxssl.compilation import compiler_options
 from jaxssl.distributed import on_mesh, replicated, sharded
 from jaxssl.methods import Keys, Method
 from jaxssl.methods.method import Metrics
@@ -118,6 +119,7 @@ def make_step(
             learning_rate=now["learning_rate"],
             constant_learning_rate=_constant(hyper["learning_rate"]),
             weight_decay=now["weight_decay"],
+            factors=now,
         )
         method = merge(blueprint.graph, optax.apply_updates(state.params, updates), rest)
         method.after_update(now)
@@ -154,6 +156,7 @@ def compile_step(step: Step, mesh: Mesh) -> Step:
         in_shardings=(whole, rows, whole),
         out_shardings=(whole, whole),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
 
 
@@ -178,4 +181,38 @@ def make_epoch_hook(
         _, params, rest = split(method)
         return TrainState(state.step, params, rest, state.optimizer)
 
-    return jax.jit(on_mesh(hook, mesh), out_shardings=replicated(mesh), donate_argnums=0)
+    return jax.jit(
+        on_mesh(hook, mesh),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+        compiler_options=compiler_options(mesh),
+    )
+
+
+def make_fill(
+    blueprint: Blueprint, policy: Policy, schedules: Schedules, mesh: Mesh
+) -> Callable[[TrainState, Batch, Int[Array, ""], Hyper], TrainState]:
+    """`Method.fill` as a jitted function of (state, batch, number of the batch, hyper) on the mesh.
+
+    Arguments as of `make_step`.
+    """
+
+    def fill(state: TrainState, batch: Batch, number: Int[Array, ""], hyper: Hyper) -> TrainState:
+        now = schedules.at(hyper, state.step)
+        views = policy(batch, now)
+        keys = embedding_keys(views, number, now)
+        # On a copy of its own, so that nothing stays of what it assigns.
+        embeddings = merge(blueprint.graph, state.params, state.rest).embed(views, keys)
+        method = merge(blueprint.graph, state.params, state.rest)
+        method.fill(embeddings, views)
+        _, params, rest = split(method)
+        return TrainState(state.step, params, rest, state.optimizer)
+
+    whole, rows = replicated(mesh), sharded(mesh)
+    return jax.jit(
+        on_mesh(fill, mesh),
+        in_shardings=(whole, rows, whole, whole),
+        out_shardings=whole,
+        donate_argnums=0,
+        compiler_options=compiler_options(mesh),
+    )

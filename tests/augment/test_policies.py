@@ -17,10 +17,10 @@ from jaxssl.corruptions import CORRUPTIONS, global_shuffle
 from jaxssl.corruptions.apply import Corruptor
 from jaxssl.errors import UserError
 from jaxssl.evaluation.frozen import make_test_view
-from jaxssl.pretrain import check_hyper, policy_of, resolve
+from jaxssl.pretrain import policy_of, resolve
 from jaxssl.randomness import Split
 from jaxssl.ranges import ANY
-from jaxssl.training.schedules import Schedules
+from jaxssl.training.schedules import Schedules, check_hyper
 from jaxssl.training.state import traced_scalars
 
 SIDE, N = 16, 6
@@ -206,8 +206,11 @@ def test_without_augmentation_boxes_say_what_is_shown():
             {"views.policy": "overlap", "hyper.overlap": 1.5},
             "hyper.overlap=1.5 must be above 0",
         ),
-        ({"views.policy": "overlap_fixed_area", "hyper.overlap": 0.9}, "cannot be met"),
-        ({"views.policy": "exclusive", "hyper.gap": 0.7}, "leaves no room"),
+        (
+            {"views.policy": "overlap_fixed_area", "hyper.overlap": 0.9},
+            "--config.hyper.overlap=0.9, --config.hyper.crop_area=0.5 with --config.*cannot be met",
+        ),
+        ({"views.policy": "exclusive", "hyper.gap": 0.7}, "--config.hyper.gap=0.7, .*no room"),
         (
             {"views.policy": "patch", "hyper.patch_area": 0.0},
             "hyper.patch_area=0.0 must be above 0",
@@ -258,10 +261,16 @@ def test_a_square_larger_than_a_narrow_image_is_refused():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"corruption.name": "jpeg", "corruption.order": "aug_corrupt"}, "runs on the host alone"),
+        (
+            {"corruption.name": "jpeg", "corruption.order": "aug_corrupt"},
+            "jpeg runs on the host alone",
+        ),
         ({"corruption.name": "gama"}, r"corruption\.name=gama is unknown"),
         ({"corruption.order": "late"}, r"corruption\.order=late is unknown"),
-        ({"corruption.name": "shot_noise", "corruption.severity": 6}, "severity=6"),
+        (
+            {"corruption.name": "shot_noise", "corruption.severity": 6},
+            "config.corruption.severity=6",
+        ),
         ({"randbit.num_bits": 40}, r"randbit\.num_bits=40 must be from 0 to"),
     ],
 )

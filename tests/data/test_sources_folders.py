@@ -244,7 +244,7 @@ def test_masks_of_a_mask_folder(data_config, masks):
     assert (batch["targets"]["mask"][:, 4, 2] == 255).all()
     assert_kept_is_lazy(config)
     (root / "train" / "masks" / "sub" / "two.png").unlink()
-    with pytest.raises(UserError, match=r"1 images .* have no mask, the first being two\.jpg"):
+    with pytest.raises(UserError, match=r"no mask for 1 image of .*, the first being two\.jpg"):
         load(config, "train")
 
 
@@ -338,7 +338,7 @@ def test_unreadable_files_are_left_out_and_counted(
         source = load(skip, "train", memory_limit_bytes=memory_limit_bytes)
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert warning == (
-        f"2 of 8 images of {tmp_path.name}/train cannot be read and are left out; the first is "
+        f"left out as unreadable: 2 of 8 images of {tmp_path.name}/train, the first being "
         f"{tmp_path}/train/a/3.png (its content is of no kind that Pillow reads)"
     )
     # The cut is made first: position 4 and 9 are validation's whatever can be read.
@@ -354,7 +354,7 @@ def test_a_set_without_any_readable_file_is_refused(data_config, tmp_path):
     for number in range(2):
         save(tmp_path / "train" / "a" / f"{number}.png")
         (tmp_path / "train" / "a" / f"{number}.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"none of the 2 images .* first being .*0\.png"):
+    with pytest.raises(UserError, match=r"of 2 images of .* none can be read, the .*0\.png"):
         load(data_config("folder", tmp_path, 8, unreadable="skip"), "train")
     with pytest.raises(UserError, match=r"--config\.data\.unreadable=ignore is unknown"):
         load(data_config("folder", tmp_path, 8, unreadable="ignore"), "train")

@@ -197,7 +197,7 @@ def test_classes_without_images_are_refused(data_config, folder, tmp_path, bare)
     if not bare:
         junk(tmp_path / "train" / "emu" / "0.heic")
     (tmp_path / "train" / "ant").symlink_to(folder / "train" / "ant")
-    with pytest.raises(UserError, match=r"1 classes of .*train have no images, .* 'emu'"):
+    with pytest.raises(UserError, match=r"no images in 1 class of .*train, .* 'emu'"):
         load(data_config("folder", tmp_path, 8), "train")
 
 

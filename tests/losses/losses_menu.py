@@ -57,6 +57,10 @@ def assignments(**arguments):
     return jnp.sum(q * jnp.arange(q.size).reshape(q.shape))
 
 
+def three_views(z1, z2, z3, **arguments):
+    return losses.generalized_contrastive(z1, z2, z3, **arguments)
+
+
 def centre(**arguments):
     moved = losses.dino_center(**arguments)
     return jnp.sum(moved * jnp.arange(moved.size))
@@ -81,6 +85,12 @@ CASES = {
     "cross_view": Case(losses.cross_view_nt_xent, PAIR, {"temperature": 0.3}),
     "cross_view_tiles": Case(
         losses.cross_view_nt_xent, PAIR, {"temperature": 0.3}, fixed={"block_size": 2}
+    ),
+    "in_batch_info_nce": Case(
+        losses.in_batch_info_nce,
+        {"q": (5, 3), "k": (5, 3)},
+        {"temperature": 0.3},
+        live=("q", "k"),
     ),
     "info_nce": Case(
         losses.info_nce,
@@ -128,6 +138,19 @@ CASES = {
             "block_size": 4,
         },
     ),
+    "generalized_views": Case(
+        Keyed(three_views),
+        {**PAIR, "z3": (5, 3)},
+        {"weight": 0.3, "scale": 4.0},
+        live=("z1", "z2", "z3"),
+        fixed={"distribution": "characteristic", "normalize": False, "views_together": False},
+    ),
+    "sliced_characteristic": Case(
+        Keyed(losses.sliced_characteristic),
+        {"h": (7, 4)},
+        live=("h",),
+        fixed={"num_projections": 9, "num_knots": 5},
+    ),
     "sliced_wasserstein": Case(
         Keyed(losses.sliced_wasserstein),
         {"h": (7, 4)},
@@ -160,6 +183,16 @@ CASES = {
     ),
     "byol_regression": Case(losses.byol_regression, {"p": (5, 3), "z": (5, 3)}, live=("p",)),
     "barlow_twins": Case(losses.barlow_twins, PAIR, {"off_diagonal_weight": 0.3, "epsilon": 0.1}),
+    "vicreg": Case(
+        losses.vicreg,
+        PAIR,
+        {
+            "invariance_weight": 0.7,
+            "variance_weight": 1.3,
+            "covariance_weight": 0.4,
+            "epsilon": 0.1,
+        },
+    ),
     "sinkhorn_knopp": Case(
         assignments,
         {"scores": (5, 3)},

@@ -104,7 +104,10 @@ def _without_tiles(key) -> dict[str, Callable]:
     }
     chosen = {name: _on_pair(partial(loss, weight=2.0)) for name, loss in swd.items()}
     chosen["swd_few"] = _few_projections
+    chosen["lejepa"] = _lejepa
     chosen["barlow"] = _on_pair(partial(losses.barlow_twins, off_diagonal_weight=0.1))
+    weights = {"invariance_weight": 0.5, "variance_weight": 2.0, "covariance_weight": 0.3}
+    chosen["vicreg"] = _on_pair(partial(losses.vicreg, **weights))
     chosen["sinkhorn"] = lambda parameters, z1, z2, batch, axis_name: _sinkhorn(z1, z2, axis_name)
     chosen["multi_crop"] = _multi_crop
     chosen["prototypes"] = _prototypes
@@ -138,6 +141,20 @@ def _queue(parameters, z1, z2, batch, axis_name, block_size):
         t=3.0,
         axis_name=axis_name,
         block_size=block_size,
+    )
+
+
+def _lejepa(parameters, z1, z2, batch, axis_name):
+    return losses.generalized_contrastive(
+        z1,
+        z2,
+        z1 * z2,
+        key=jax.random.key(4),
+        distribution="characteristic",
+        weight=0.2,
+        normalize=False,
+        views_together=False,
+        axis_name=axis_name,
     )
 
 

@@ -9,6 +9,7 @@ from quick_compilation import at_once
 import jaxssl.losses
 
 MODULES = (
+    "characteristic",
     "clustering",
     "contrastive",
     "dense",

@@ -25,7 +25,7 @@ TILED += ("dense_uniformity_same_index",)
 # of the mapped function and not inside it.
 TRANSPOSED = ("nt_xent", "cross_view", "supcon_inside", "align_uniform", "queue", "swd_normal")
 TRANSPOSED += ("swd_few", "barlow", "sinkhorn", "prototypes", "reconstruction", "multi_crop")
-TRANSPOSED += ("dense_set_exact",)
+TRANSPOSED += ("dense_set_exact", "lejepa", "vicreg")
 TRANSPOSED += tuple(f"{name} in tiles" for name in ("nt_xent", "supcon_inside", "align_uniform"))
 FORMS = ("jit", "shard_map", "pmap", "outside_shard_map")
 
@@ -127,6 +127,8 @@ SHARED = {
     "align_uniform": ("align_uniform", 4096),
     "dense": ("dense_index", 4096),
     "barlow": ("barlow", 4096),
+    "vicreg": ("vicreg", 4096),
+    "lejepa": ("lejepa", 4096),
     "multi_crop": ("multi_crop", 4096),
     "swd": ("swd_normal", 4096, 1024),
     "nt_xent in tiles": ("nt_xent", 64),

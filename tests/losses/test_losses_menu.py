@@ -230,14 +230,15 @@ def test_scalars_that_must_be_positive(name):
     case = CASES[name]
     arrays = case.arrays(jnp.float32)
     for key in POSITIVE & set(case.scalars):
-        if case.loss is losses.barlow_twins:
-            continue  # its epsilon may be zero
+        if case.loss in (losses.barlow_twins, losses.vicreg):
+            continue  # their epsilon may be zero
         for value in (0.0, -0.1, float("nan"), np.float32(0)):
             refuse(case, arrays, rf"{key}=.*above 0", {**case.scalars, key: value})
 
 
 ALONE = ("nt_xent", "decoupled", "cross_view", "supcon_outside", "generalized_eq4", "uniformity")
 ALONE += ("alignment_and_uniformity", "barlow_twins", "dense_index", "dense_uniformity")
+ALONE += ("in_batch_info_nce", "vicreg")
 
 
 @pytest.mark.parametrize("name", ALONE)

@@ -130,3 +130,33 @@ def test_a_dimension_within_rounding_of_a_constant_is_none():
 def test_a_margin_that_is_no_number_reaches_the_loss():
     z = jnp.float32(draw(4, 3))
     assert jnp.isnan(losses.negative_cosine(z, z, margin=jnp.nan))
+
+
+@pytest.mark.parametrize("epsilon", [1e-4, 0.2])
+def test_vicreg_is_the_formula(epsilon):
+    with jax.enable_x64(True):
+        z1, z2 = 3 + 0.6 * draw(9, 4), 1.2 * draw(9, 4, seed=1) - 1
+        variance, covariance = 0.0, 0.0
+        for z in (z1, z2):
+            c = np.cov(z.T)
+            variance += np.mean(np.maximum(0, 1 - np.sqrt(np.diag(c) + epsilon))) / 2
+            covariance += (np.sum(c**2) - np.sum(np.diag(c) ** 2)) / 4
+        ours = losses.vicreg(
+            jnp.asarray(z1),
+            jnp.asarray(z2),
+            invariance_weight=25.0,
+            variance_weight=20.0,
+            covariance_weight=1.5,
+            epsilon=epsilon,
+        )
+        golden = 25 * np.mean((z1 - z2) ** 2) + 20 * variance + 1.5 * covariance
+        assert variance > 0.1
+        np.testing.assert_allclose(ours, golden, rtol=1e-12)
+
+
+def test_vicreg_of_a_collapsed_batch_has_a_finite_gradient():
+    weights = {"invariance_weight": 25.0, "variance_weight": 25.0, "covariance_weight": 1.0}
+    z = jnp.full((8, 3), 0.7)
+    value, slope = at_once(jax.value_and_grad(jaxssl.losses.vicreg))(z, z, **weights)
+    np.testing.assert_allclose(value, 25 * 0.99, rtol=1e-5)
+    assert np.all(np.isfinite(slope))

@@ -6,7 +6,7 @@ from quick_compilation import at_once
 
 from jaxssl.metrics import collapse
 
-feature_std, rankme = at_once(collapse.feature_std), at_once(collapse.rankme)
+feature_std = at_once(collapse.feature_std)
 
 
 def sphere(n, d, seed=0):
@@ -18,22 +18,14 @@ def reference_std(z):
     return np.sqrt(z.shape[1]) * z.std(axis=0).mean()
 
 
-def reference_rankme(z):
-    values = np.linalg.svd(np.float64(z), compute_uv=False)
-    shares = values / values.sum()
-    return np.exp(-sum(p * np.log(p) for p in shares if p > 0))
-
-
 @pytest.mark.parametrize(("n", "d"), [(50, 8), (7, 32)])
 def test_formulas(n, d):
     z = np.float32(3 * sphere(n, d) + 0.7)
     np.testing.assert_allclose(feature_std(z), reference_std(z), rtol=2e-6)
-    np.testing.assert_allclose(rankme(z), reference_rankme(z), rtol=2e-5)
     with jax.enable_x64(True):
         z = jnp.asarray(z, jnp.float64)
-        assert feature_std(z).dtype == rankme(z).dtype == jnp.float64
+        assert feature_std(z).dtype == jnp.float64
         np.testing.assert_allclose(feature_std(z), reference_std(z), rtol=1e-13)
-        np.testing.assert_allclose(rankme(z), reference_rankme(z), rtol=1e-11)
 
 
 @pytest.mark.parametrize("scale", [1e-22, 1e20])
@@ -41,19 +33,17 @@ def test_the_scale_of_the_features_is_none_of_their_business(scale):
     z = sphere(50, 8) + 0.3
     scaled = np.float32(scale * z)
     np.testing.assert_allclose(feature_std(scaled), reference_std(z), rtol=1e-5)
-    np.testing.assert_allclose(rankme(scaled), reference_rankme(z), rtol=1e-4)
 
 
 def test_a_nan_stays_one():
     z = np.float32(sphere(9, 4))
     z[2, 1] = np.nan
     assert np.isnan(feature_std(z))
-    assert np.isnan(rankme(z))
 
 
 def test_half_precision_is_computed_in_float32():
     z = jnp.asarray(sphere(40, 16), jnp.bfloat16)
-    assert feature_std(z).dtype == rankme(z).dtype == jnp.float32
+    assert feature_std(z).dtype == jnp.float32
     np.testing.assert_allclose(feature_std(z), reference_std(np.asarray(z, np.float32)), rtol=2e-6)
 
 
@@ -66,26 +56,17 @@ def test_closed_forms():
     np.testing.assert_allclose(
         feature_std(np.arange(1.0, 9, dtype=np.float32)[:, None] * axes[:1]), 0
     )
-    np.testing.assert_allclose(rankme(axes), 6.0, rtol=1e-6)
-    orthogonal = np.diag(np.float32([3, 1, 1, 1, 0, 0]))
-    shares = np.array([3, 1, 1, 1]) / 6
-    np.testing.assert_allclose(
-        rankme(orthogonal), np.exp(-(shares * np.log(shares)).sum()), rtol=1e-6
-    )
 
 
 def test_collapse_is_told_from_none():
     spread = np.float32(sphere(2000, 32))
     assert feature_std(spread) > 0.98
-    assert rankme(spread) > 31
     shifted = np.float32(0.01 * spread + 1)
     assert feature_std(shifted) < 0.02
     plane = np.float32(sphere(2000, 2) @ sphere(2, 32, seed=1))
-    assert rankme(plane) < 2.001
-    assert feature_std(plane) > 0.8  # what the standard deviation does not see
+    assert feature_std(plane) > 0.8  # what the effective rank sees
 
 
 def test_all_zero_is_no_nan():
     zero = np.zeros((4, 3), np.float32)
     assert feature_std(zero) == 0
-    assert rankme(zero) == 0

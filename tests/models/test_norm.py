@@ -207,7 +207,7 @@ def test_scale_and_bias_are_optional_and_scale_can_start_at_zero():
 
 
 def test_bad_sizes_are_refused_in_one_sentence():
-    with pytest.raises(UserError, match=r"16 images do not split into 3 equal"):
+    with pytest.raises(UserError, match=r"16 images cannot make 3 equal"):
         make(groups=3)(jnp.asarray(activations(), jnp.float32), True)
     with pytest.raises(ValueError, match=r"of 4 features was given 3"):
         make(features=4)(jnp.asarray(activations(), jnp.float32), True)

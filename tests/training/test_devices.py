@@ -29,7 +29,7 @@ def run_of(method: str) -> Run:
         # Large enough for what every device does alone (optimizer, teacher) to be a few percent.
         config.batch_size = BATCH
         config.encoder.width = 8
-        if method == "moco_v2":
+        if "queue_size" in config.method:
             config.method.queue_size = 2 * BATCH
     return Run(config)
 
@@ -48,7 +48,7 @@ def trained(method: str, num_devices: int) -> dict:
     with jax.enable_x64(True):
         run = run_of(method)
         mesh, hyper = data_mesh(num_devices), traced_scalars(run.config)
-        state = run.blueprint.create(run.config.init_seed, mesh)
+        state = run.start(mesh)
         lowered = compile_step(run.step(), mesh).lower(
             state, global_batch(mesh, run.batch(0)), hyper
         )

@@ -1,5 +1,6 @@
 """Optimizers against their rules written out in float64 NumPy, groups, scaling and schedules."""
 
+import functools
 import json
 
 import jax
@@ -11,11 +12,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxssl.errors import UserError
+from jaxssl.ranges import NON_NEGATIVE
 from jaxssl.training.optim import (
     DECAY_ALL,
     EXCLUDE_BIAS_AND_NORM,
     ParameterGroup,
     assign_groups,
+    group_hyper,
     make_optimizer,
     parameter_paths,
     scaled_learning_rate,
@@ -287,8 +290,8 @@ def test_the_first_matching_row_governs_and_a_config_read_from_json_means_the_sa
     assigned = assign_groups(groups, parameters())
     assert {path: group.pattern for path, group in assigned.items()} == {
         "encoder/conv/kernel": ".*",
-        "encoder/norm/bias": ".*/(bias|scale)",
-        "encoder/norm/scale": ".*/(bias|scale)",
+        "encoder/norm/bias": EXCLUDE_BIAS_AND_NORM[0].pattern,
+        "encoder/norm/scale": EXCLUDE_BIAS_AND_NORM[0].pattern,
         "head/kernel": "head/.*",
     }
     restored = json.loads(ConfigDict({"groups": groups}).to_json())["groups"]
@@ -321,6 +324,35 @@ def test_updates_of_a_module_state_keep_its_structure():
     updated = optax.apply_updates(params, updates)
     assert jax.tree.structure(updated) == jax.tree.structure(params)
     assert jax.tree.structure(state) == jax.tree.structure(optimizer.init(params))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_factor_may_be_a_number_of_hyper(name):
+    """0 keeps the parameter to the bit; any other value multiplies the rate as a number does."""
+    groups = (ParameterGroup("head/.*", 1.0, True, "slow", True), *DECAY_ALL)
+    assert group_hyper(groups) == {"slow": NON_NEGATIVE}
+    assert group_hyper(DECAY_ALL) == {}
+    params = device(parameters(np.float32))
+    optimizer = make_optimizer(config(OPTIMIZERS[name], groups), params)
+    fixed = (ParameterGroup("head/.*", 1.0, True, 0.25, True), *DECAY_ALL)
+    expected = make_optimizer(config(OPTIMIZERS[name], fixed), params)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def update(optimizer, slow):
+        rates = dict.fromkeys(("learning_rate", "constant_learning_rate"), jnp.float32(0.1))
+        return optimizer.update(
+            device(gradients(0, np.float32)),
+            optimizer.init(params),
+            params,
+            weight_decay=jnp.float32(DECAY),
+            factors={"slow": slow, "other": jnp.float32(7.0)},
+            **rates,
+        )[0]
+
+    assert not np.any(update(optimizer, jnp.float32(0.0))["head"]["kernel"])
+    ours, theirs = update(optimizer, jnp.float32(0.25)), update(expected, jnp.float32(1.0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
+    assert np.any(ours["head"]["kernel"])
 
 
 def test_patterns_that_govern_nothing_and_parameters_without_a_group_are_named():

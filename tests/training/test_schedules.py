@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs.common import schedule
+from configs.common import from_epoch, schedule
 from jaxssl.errors import UserError
 from jaxssl.ranges import POSITIVE, SHARE
 from jaxssl.training.schedules import Schedules, check_schedule, traced, whole_epochs
@@ -49,6 +49,20 @@ def test_a_constant_does_not_look_at_its_end_and_small_values_do_not_vanish():
     assert scalar(schedule(1e-9, end=1.0, shape="linear"))(0) == pytest.approx(1e-9)
 
 
+@pytest.mark.parametrize("examples", [97, 1294, 50_000])
+def test_a_switch_has_no_slope_and_turns_with_the_epoch(examples):
+    """What is frozen or left out at first; a step late or early would be a step of training."""
+    per_epoch = fractions.Fraction(examples, 64)
+    leaf = ConfigDict({"x": from_epoch(3.0), "y": from_epoch(0.5), "z": from_epoch(0.0)})
+    values = jax.jit(Schedules.from_config(leaf, 20.0, per_epoch).at)
+    for name, epoch in (("x", 3), ("y", fractions.Fraction(1, 2)), ("z", 0)):
+        first = -(-epoch * examples // 64)
+        for step in range(max(first - 2, 0), first + 3):
+            assert float(values(traced(leaf), step)[name]) == float(step >= first)
+    # It has no end, so that none can be wrong.
+    check_schedule("x", schedule(1.0, end=-1.0, shape="switch", warmup_epochs=1.0), SHARE, 20.0)
+
+
 def test_linear_decay_at_its_key_points():
     rate = scalar(schedule(1.0, end=0.1, shape="linear", warmup_epochs=2.5))
     values = [rate(step) for step in (25, 60, 95, 200, 300)]
@@ -81,7 +95,10 @@ def test_steps_of_whole_epochs_as_in_moco_and_its_demo():
 
 def test_impossible_schedules_are_refused():
     for leaf, sentence in [
-        (schedule(0.1, warmup_epochs=20.0), "hyper.x.warmup_epochs=20.0 of 20 epochs must"),
+        (
+            schedule(0.1, warmup_epochs=20.0),
+            "x.warmup_epochs=20.0 must be at least 0 and less",
+        ),
         (schedule(0.1, shape="steps"), "--config.hyper.x.shape=steps is unknown"),
         (schedule(0.1, granularity="day"), "--config.hyper.x.granularity=day is unknown"),
         (schedule(0.0), "--config.hyper.x.value=0.0 must be at least 1.2e-38"),

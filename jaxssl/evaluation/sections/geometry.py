@@ -7,9 +7,10 @@ from ml_collections import ConfigDict
 
 from jaxssl.evaluation.fits import Probed
 from jaxssl.evaluation.sections.predictions import Predictions, interval_json
-from jaxssl.metrics.collapse import feature_std, rankme
+from jaxssl.metrics.collapse import feature_std
 from jaxssl.metrics.geometry import class_distances, classwise_uniformity, norms
 from jaxssl.metrics.paired import Interval
+from jaxssl.metrics.rankme import rankme
 from jaxssl.metrics.uniformity import uniformity_per_image
 
 _Z = 1.959963984540054  # of 95 %
