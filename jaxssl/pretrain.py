@@ -258,7 +258,6 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
     source = splits["pretrain"]
     check_view_size(source, config.views.global_crops.size)
     check_distinct(source, config.batch_size)
-    check_policy(config.views, config.hyper, *source.image_shape[:2])
     check_letterbox(config.views.policy, source)
     check_views(config.method.name, len(recipes(config.views)))
     with missing_in_words(config):
@@ -266,6 +265,8 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
         spec = make_spec(config, source, policy)
         blueprint = Blueprint.from_config(config.method, config.encoder, config.optimizer, spec)
         schedules = Schedules.from_config(config.hyper, config.epochs, spec.steps_per_epoch)
+        path = schedules.path(config.hyper, policy_hyper(config.views.policy))
+        check_policy(config.views, path, *source.image_shape[:2])
         evals = make_evals(
             config.evals, blueprint, splits, make_test_view(config), mesh, config.batch_size
         )

@@ -7,7 +7,6 @@ paired.
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -42,7 +41,6 @@ from jaxssl.ranges import (
     Ranges,
     check_numbers,
     check_ranges,
-    values_of,
 )
 
 Batch = Mapping[str, Any]
@@ -205,15 +203,19 @@ def recipes(views: ConfigDict) -> tuple[Augmentation, ...]:
     for name in CROPS:
         if name not in views:
             continue
+        check_ranges(f"views.{name}", views[name], {"count": NON_NEGATIVE})
         group = dict(views[name])
         count, second = group.pop("count"), dict(group.pop("second", {}))
-        check_ranges(f"views.{name}", views[name], {"count": NON_NEGATIVE})
         with _named(name):
+            for prefix, numbers in (("", group), ("second.", second)):
+                for key in numbers:
+                    if key not in NUMBERS_OF_A_VIEW:
+                        raise UserError(f"{prefix}{key} is no number of a view: remove it.")
+            for key, needed in NUMBERS_OF_A_VIEW.items():
+                if needed and key not in group:
+                    raise UserError(f"{key} is missing: add it, or take a recipe that has it.")
             made += [Augmentation(**group)] * count
             if second and count > 1:
-                others = [key for key in second if key not in group]
-                if others:
-                    raise UserError(f"second.{others[0]} is no number of a view: remove it.")
                 made[1] = Augmentation(**group | second)
     if not made:
         raise UserError("--config.views.global_crops.count=0 must be at least 1.")
@@ -221,6 +223,10 @@ def recipes(views: ConfigDict) -> tuple[Augmentation, ...]:
 
 
 CROPS = ("global_crops", "local_crops")
+NUMBERS_OF_A_VIEW = {
+    field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(Augmentation)
+}
+"""By name, and whether a recipe must give it."""
 
 
 @contextlib.contextmanager
@@ -248,11 +254,19 @@ def policy_hyper(policy: str) -> Ranges:
     )
 
 
-def check_policy(views: ConfigDict, hyper: ConfigDict, height: int, width: int) -> None:
+def check_policy(
+    views: ConfigDict, path: Mapping[int, Mapping[str, float]], height: int, width: int
+) -> None:
     """Refuses numbers that no two crops of an image of this size can meet.
 
+    Args:
+      views: the ``views`` group of a config.
+      path: by step, what the numbers that the policy reads (`policy_hyper`) are together.
+      height: of the image, pixels.
+      width: of the image, pixels.
+
     Raises:
-      UserError: naming them, and what can be met.
+      UserError: naming them, the first step, and what can be met.
     """
     names = policy_hyper(views.policy)
     if views.policy == "multi_view":
@@ -263,18 +277,14 @@ def check_policy(views: ConfigDict, hyper: ConfigDict, height: int, width: int) 
             f"--config.views.policy={views.policy} makes two views and the config has {count}: "
             "set --config.views.global_crops.count=2 and no local crops."
         )
-    # All combinations of the values at the ends of their schedules.
-    values = (
-        [(f"--config.hyper.{name}{field and f'.{field}'}", value) for field, value in found.items()]
-        for name, found in ((name, values_of(hyper[name])) for name in names)
-    )
-    for chosen in itertools.product(*values):
+    for step, numbers in path.items():
         try:
-            PAIRS[views.policy].check(height, width, *(value for _, value in chosen))
+            PAIRS[views.policy].check(height, width, *(numbers[name] for name in names))
         except ValueError as error:
-            flags = ", ".join(f"{flag}={value}" for flag, value in chosen)
+            flags = ", ".join(f"--config.hyper.{name}={numbers[name]}" for name in names)
+            when = f" at step {step} of their schedules" if len(path) > 1 else ""
             raise UserError(
-                f"{flags} with --config.views.policy={views.policy}: {error}"
+                f"{flags}{when} with --config.views.policy={views.policy}: {error}"
             ) from error
 
 
