@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 import ml_collections
+import PIL
+import PIL.features
 
 import jaxssl
 from jaxssl import distributed
@@ -61,12 +63,18 @@ def run_info() -> dict[str, Any]:
             "jaxssl": jaxssl.__version__,
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in _PACKAGES},
+            **_decoders(),
         },
         "platform": jax.default_backend(),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
     }
+
+
+def _decoders() -> dict[str, str]:
+    """Versions of what makes pixels of a picture's file."""
+    return {"pillow": PIL.__version__, "libjpeg": PIL.features.version("jpg") or "none"}
 
 
 def _commit() -> str | None:
@@ -317,10 +325,21 @@ def _check_same_run(
     noted = {key: data[key] for key in data if key in before}
     other = identity_differences(before, noted if info["format"] < FORMAT else data)
     if other:
+        other += _decoders_differ(info)
         raise UserError(
             f"{workdir} holds a run on other data ({'; '.join(other)}): choose another --workdir, "
             "or give it the data that it began with."
         )
+
+
+def _decoders_differ(info: Mapping[str, Any]) -> list[str]:
+    """A clause where the images of the run were decoded by other versions than these."""
+    before = [info, *info.get("resumed", [])][-1].get("versions", {})
+    return [
+        f"{name} was {before[name]} and is {version} now, which may decode files to other pixels"
+        for name, version in _decoders().items()
+        if before.get(name, version) != version
+    ]
 
 
 def note_resumption(
