@@ -76,10 +76,6 @@ BAD = [
         "--config.optimizer.groups[0][1] is a part of a tuple: give the whole of it, --config.op",
     ),
     (
-        [*QUICKSTART, "--config.optimizer.groups=(0.5,)"],
-        "a row of --config.optimizer.groups is 0.5",
-    ),
-    (
         [*QUICKSTART, "--config.views.global_crops.crop_scale[0]=0.5"],
         "give the whole of it, --config.views.global_crops.crop_scale='(0.",
     ),
