@@ -1,9 +1,9 @@
-"""The smallest real runs: digits of 8x8 pixels, a net of a few thousand weights, three methods."""
+"""The smallest real runs: digits of 8x8 pixels, a net of a few thousand weights, every method."""
 
 import jax
 from ml_collections import ConfigDict
 
-from configs.pretrain import moco_v2, simclr, supervised
+from configs.pretrain import dense_contrastive, densecl, moco_v2, simclr, supervised
 from configs.quickstart import get_config as quickstart
 from jaxssl.data.pipeline import training_rows
 from jaxssl.data.sources import load
@@ -12,15 +12,34 @@ from jaxssl.training.schedules import Schedules
 from jaxssl.training.state import Blueprint, traced_scalars
 from jaxssl.training.step import embedding_keys, make_step
 
-METHODS = ("simclr", "moco_v2", "supervised")
-RECIPES = {"simclr": simclr, "moco_v2": moco_v2, "supervised": supervised}
 BATCH = 64
+# The recipe that a method's config comes from, its argument, and what is made small in it.
+RECIPES = {
+    "simclr": (simclr, "", {}),
+    "moco_v2": (
+        moco_v2,
+        "",
+        {"method.queue_size": 2 * BATCH, "method.head.out_dim": 16, "encoder.bn_groups": 8},
+    ),
+    "supervised": (supervised, "", {}),
+    "dense_contrastive": (dense_contrastive, "", {"hyper.dense_weight": 0.5}),
+    "dense_align_uniform": (
+        dense_contrastive,
+        "objective=align_uniform",
+        {"hyper.dense_weight": 0.5},
+    ),
+    "densecl": (densecl, "", {"method.queue_size": 2 * BATCH, "encoder.bn_groups": 8}),
+}
+METHODS = tuple(RECIPES)
+MAPS = ("dense_contrastive", "dense_align_uniform", "densecl")  # views of 16 pixels: 4 cells a map
 
 
 def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> ConfigDict:
     """A shipped recipe's method on the quickstart's data, views and encoder, all of them small."""
-    config = quickstart(f"batch={BATCH},width=4,size=8,epochs={epochs}")
-    recipe = RECIPES[method].get_config()
+    size = 16 if method in MAPS else 8
+    config = quickstart(f"batch={BATCH},width=4,size={size},epochs={epochs}")
+    module, argument, changes = RECIPES[method]
+    recipe = module.get_config(argument)
     with config.unlocked():
         config.method = recipe.method
         config.hyper = recipe.hyper
@@ -28,10 +47,7 @@ def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> Conf
         config.encoder.dtype = dtype
         config.run.checkpoint_every_steps = 10
         config.run.log_every_steps = 5
-        if method == "moco_v2":
-            config.method.queue_size = 2 * BATCH
-            config.method.head.out_dim = 16
-            config.encoder.bn_groups = 8
+        config.update_from_flattened_dict(changes)
     return config.lock()
 
 

@@ -5,6 +5,8 @@ from jaxtyping import Array, UInt
 from ml_collections import ConfigDict
 
 from jaxssl.errors import choose
+from jaxssl.methods.dense_contrastive import DenseAlignUniform, DenseContrastive
+from jaxssl.methods.densecl import DenseCL
 from jaxssl.methods.method import Keys, Method, Spec
 from jaxssl.methods.moco import MoCo
 from jaxssl.methods.simclr import SimCLR
@@ -14,6 +16,9 @@ from jaxssl.randomness import Purpose, step_key
 from jaxssl.ranges import check_ranges
 
 METHODS: dict[str, type[Method]] = {
+    "dense_align_uniform": DenseAlignUniform,
+    "dense_contrastive": DenseContrastive,
+    "densecl": DenseCL,
     "moco_v2": MoCo,
     "simclr": SimCLR,
     "supervised": Supervised,

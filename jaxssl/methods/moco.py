@@ -1,6 +1,7 @@
 """MoCo-v2 (arXiv:2003.04297): a slowly moving teacher makes the keys, a queue keeps past ones."""
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,8 @@ from jaxssl.methods.queue import Queue
 from jaxssl.models import Encoder
 from jaxssl.models.heads import build_head
 from jaxssl.ranges import AT_LEAST_ONE, SHARE, TEMPERATURE, Ranges
+
+T = TypeVar("T")
 
 
 class MoCo(Method):
@@ -59,12 +62,11 @@ class MoCo(Method):
     def _keys(
         self, images: Float[Array, "b h w c"], step: Key[Array, ""], view: int
     ) -> Float[Array, "b d"]:
-        if not self.shuffle:
-            keys = self.teacher_head(self.teacher_encoder(images, train=True).pooled, train=True)
-            return jax.lax.stop_gradient(keys)
-        order = jax.random.permutation(jax.random.fold_in(step, view), len(images))
-        pooled = self.teacher_encoder(shard_rows(images[order]), train=True).pooled
-        keys = shard_rows(self.teacher_head(pooled, train=True)[jnp.argsort(order)])
+        def project(images: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
+            return self.teacher_head(self.teacher_encoder(images, train=True).pooled, train=True)
+
+        key = jax.random.fold_in(step, view)
+        keys = in_shuffled_order(project, images, key) if self.shuffle else project(images)
         return jax.lax.stop_gradient(keys)
 
     def embed(self, views: Views, keys: Keys) -> dict[str, Array]:
@@ -113,3 +115,21 @@ class MoCo(Method):
             "teacher": teacher,
             "teacher_projection": self.teacher_head(teacher, train=False),
         }
+
+
+def in_shuffled_order(
+    network: Callable[[Float[Array, "b h w c"]], T],
+    images: Float[Array, "b h w c"],
+    key: Key[Array, ""],
+) -> T:
+    """What a network makes of images that are permuted first, in their own order again: ShuffleBN.
+
+    Args:
+      network: from images to arrays that lead with the batch.
+      images: [B, H, W, C].
+      key: of the permutation.
+    """
+    order = jax.random.permutation(key, len(images))
+    outputs = network(shard_rows(images[order]))
+    back = jnp.argsort(order)
+    return jax.tree.map(lambda output: shard_rows(output[back]), outputs)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from jaxssl.errors import choose
 from jaxssl.models.convnet import ConvNet
-from jaxssl.models.encoder import Encoder, Features
+from jaxssl.models.encoder import Encoder, Features, cells
 from jaxssl.models.heads import ProjectionHead, build_head
 from jaxssl.models.layers import LayerSettings
 from jaxssl.models.norm import BatchNorm
@@ -25,6 +25,7 @@ __all__ = [
     "ResNet",
     "build_encoder",
     "build_head",
+    "cells",
 ]
 
 

@@ -23,10 +23,12 @@ class Encoder(Protocol):
 
     Attributes:
       feature_dim: size of `Features.pooled`.
+      stage_dims: channels of each map of `Features.stages`.
       dtype: name of the compute dtype, a key of `jaxssl.models.layers.COMPUTE_DTYPES`.
     """
 
     feature_dim: int
+    stage_dims: tuple[int, ...]
     dtype: str
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool, views: int = 1) -> Features:
@@ -38,3 +40,8 @@ class Encoder(Protocol):
           views: V; BatchNorm groups cut the images, all views of one stay together.
         """
         ...
+
+
+def cells(stage: Float[Array, "b h w d"]) -> Float[Array, "b p d"]:
+    """A map with its positions in one axis, row by row."""
+    return stage.reshape(stage.shape[0], -1, stage.shape[-1])
