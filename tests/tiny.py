@@ -3,7 +3,7 @@
 import jax
 from ml_collections import ConfigDict
 
-from configs.pretrain import dense_contrastive, densecl, moco_v2, simclr, supervised
+from configs.pretrain import dense_contrastive, densecl, moco_v2, simclr, supervised, vae
 from configs.quickstart import get_config as quickstart
 from jaxssl.data.pipeline import training_rows
 from jaxssl.data.sources import load
@@ -29,6 +29,7 @@ RECIPES = {
         {"hyper.dense_weight": 0.5},
     ),
     "densecl": (densecl, "", {"method.queue_size": 2 * BATCH, "encoder.bn_groups": 8}),
+    "vae": (vae, "", {"method.image_size": 8, "method.latent_dim": 8}),
 }
 METHODS = tuple(RECIPES)
 MAPS = ("dense_contrastive", "dense_align_uniform", "densecl")  # views of 16 pixels: 4 cells a map
@@ -48,6 +49,7 @@ def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> Conf
         config.run.checkpoint_every_steps = 10
         config.run.log_every_steps = 5
         config.update_from_flattened_dict(changes)
+        config.views.global_crops.count = 1 if method == "vae" else 2
     return config.lock()
 
 

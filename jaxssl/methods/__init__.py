@@ -11,6 +11,7 @@ from jaxssl.methods.method import Keys, Method, Spec
 from jaxssl.methods.moco import MoCo
 from jaxssl.methods.simclr import SimCLR
 from jaxssl.methods.supervised import Supervised
+from jaxssl.methods.vae import VAE
 from jaxssl.models import build_encoder
 from jaxssl.randomness import Purpose, step_key
 from jaxssl.ranges import check_ranges
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "moco_v2": MoCo,
     "simclr": SimCLR,
     "supervised": Supervised,
+    "vae": VAE,
 }
 
 
