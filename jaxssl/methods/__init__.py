@@ -4,7 +4,7 @@ from flax import nnx
 from jaxtyping import Array, UInt
 from ml_collections import ConfigDict
 
-from jaxssl.errors import choose
+from jaxssl.extensions import look_up
 from jaxssl.methods.dense_contrastive import DenseAlignUniform, DenseContrastive
 from jaxssl.methods.densecl import DenseCL
 from jaxssl.methods.method import Keys, Method, Spec
@@ -27,6 +27,21 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
+def method_class(name: str) -> type[Method]:
+    """The method of a name: a key of `METHODS`, or ``package.module:Name``.
+
+    Raises:
+      UserError: if there is none.
+    """
+    return look_up(
+        "method.name",
+        name,
+        METHODS,
+        fits=lambda found: isinstance(found, type) and issubclass(found, Method),
+        form="a subclass of jaxssl.methods.Method",
+    )
+
+
 def build_method(
     method: ConfigDict, encoder: ConfigDict, spec: Spec, init_seed: UInt[Array, ""] | int
 ) -> Method:
@@ -42,9 +57,9 @@ def build_method(
       UserError: if the method or the encoder is unknown or its settings do not fit.
     """
     rngs = nnx.Rngs(step_key(init_seed, Purpose.INIT, 0))
-    kind = choose("method.name", method.name, METHODS)
+    kind = method_class(method.name)
     check_ranges("method", method, kind.SETTINGS)
     return kind(method, build_encoder(encoder, spec.channels, rngs), spec, rngs)
 
 
-__all__ = ["METHODS", "Keys", "Method", "Spec", "build_method"]
+__all__ = ["METHODS", "Keys", "Method", "Spec", "build_method", "method_class"]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxssl.errors import choose
+from jaxssl.extensions import look_up
 from jaxssl.models.convnet import ConvNet
 from jaxssl.models.encoder import Encoder, Features, cells
 from jaxssl.models.heads import ProjectionHead, build_head
@@ -89,7 +89,8 @@ def build_encoder(config: ConfigDict, channels: int, rngs: nnx.Rngs) -> Encoder:
     """The encoder a config describes.
 
     Args:
-      config: `name` (a key of `ENCODERS`), `width`, `kernel_init`, `bn_momentum`, `bn_epsilon`,
+      config: `name`, a key of `ENCODERS`, or ``package.module:Name`` of a class or function that
+        takes the same arguments; theirs: `width`, `kernel_init`, `bn_momentum`, `bn_epsilon`,
         `bn_groups`, `dtype`; a ResNet's `stem`, `stem_padding`, `shortcut`,
         `zero_init_residual`; convn's `image_size`, `padding`. Meanings as in the classes.
       channels: channels of the views.
@@ -98,6 +99,9 @@ def build_encoder(config: ConfigDict, channels: int, rngs: nnx.Rngs) -> Encoder:
     Raises:
       UserError: if a field names no known option or is out of range.
     """
-    build = choose("encoder.name", config.name, ENCODERS)
-    check_ranges("encoder", config, SETTINGS)
+    build = look_up(
+        "encoder.name", config.name, ENCODERS, fits=callable, form="a class or a function"
+    )
+    if config.name in ENCODERS:
+        check_ranges("encoder", config, SETTINGS)
     return build(config, channels, rngs)
