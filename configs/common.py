@@ -1,7 +1,8 @@
 """What recipes share: typed arguments and the groups that every config has."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -19,8 +20,7 @@ def arguments(text: str | None, **defaults: Any) -> ConfigDict:
       UserError: if a key is unknown or a value is not of its type.
     """
     result = ConfigDict(defaults)
-    for pair in filter(None, (text or "").split(",")):
-        key, _, value = pair.partition("=")
+    for key, value in _pairs(text):
         if key not in defaults:
             raise UserError(
                 f"config argument {key!r} is unknown: this recipe takes {', '.join(defaults)}."
@@ -34,6 +34,74 @@ def arguments(text: str | None, **defaults: Any) -> ConfigDict:
                 f"give one such as {key}={str(defaults[key]).lower()}."
             ) from None
     return result
+
+
+def _pairs(text: str | None) -> list[tuple[str, str]]:
+    """The (key, value) of each ``key=value``."""
+    parts = [pair.partition("=") for pair in filter(None, (text or "").split(","))]
+    return [(key, value) for key, _, value in parts]
+
+
+# What every recipe with presets takes, besides ``preset`` and ``dataset``.
+ARGUMENTS = {"batch": 512, "epochs": 200.0, "width": 64, "size": 32, "policy": "multi_view"}
+
+
+class Preset(NamedTuple):
+    """One protocol of a recipe; its name in the recipe's ``PRESETS`` says whose it is.
+
+    Attributes:
+      fill: writes what the protocol says into a config, from the recipe's arguments.
+      datasets: those that its source gives numbers for; the first is the default.
+      arguments: its defaults of the recipe's arguments, where they differ from `ARGUMENTS`.
+      held_out: share of the train split held out for choices. 0, of a foreign protocol: all of it
+        is trained on, and the run is watched on the test split.
+    """
+
+    fill: Callable[[ConfigDict, ConfigDict], None]
+    datasets: tuple[str, ...]
+    arguments: Mapping[str, Any]
+    held_out: float = 0.0
+
+
+def from_preset(text: str | None, presets: Mapping[str, Preset], **more: Any) -> ConfigDict:
+    """The config of a recipe's preset: of the argument ``preset``, or its first.
+
+    Args:
+      text: the arguments, ``key=value,...``: ``preset``, ``dataset``, `ARGUMENTS` and ``more``.
+      presets: by name.
+      more: further arguments of the recipe, with defaults.
+
+    Raises:
+      UserError: for arguments that `arguments` refuses, an unknown preset, or a data set for which
+        the preset has no source.
+    """
+    name = dict(_pairs(text)).get("preset", next(iter(presets)))
+    if name not in presets:
+        raise UserError(
+            f"config argument preset={name!r} is unknown: this recipe has {', '.join(presets)}."
+        )
+    preset = presets[name]
+    start = {"preset": name, "dataset": preset.datasets[0]}
+    given = arguments(text, **(start | ARGUMENTS | more | dict(preset.arguments)))
+    if given.dataset not in preset.datasets:
+        others = [key for key, other in presets.items() if given.dataset in other.datasets]
+        instead = "".join(f", or preset={key}" for key in others)
+        raise UserError(
+            f"config argument dataset={given.dataset!r} has no source in preset={name}, whose "
+            f"numbers are for {', '.join(preset.datasets)}: start from dataset={preset.datasets[0]}"
+            f" with --config.data.name={given.dataset}{instead}."
+        )
+    config = base_config()
+    config.batch_size = given.batch
+    config.epochs = given.epochs
+    config.data.name = given.dataset
+    config.data.validation_fraction = preset.held_out
+    config.evals.knn.split = "validation" if preset.held_out else "test"
+    config.encoder.width = given.width
+    canonical(config, given.size)
+    preset.fill(config, given)
+    view_policy(config, given.policy)
+    return config.lock()
 
 
 def integers(key: str, text: str) -> tuple[int, ...]:
@@ -234,8 +302,13 @@ def simclr_group(out_dim: int) -> ConfigDict:
     return method
 
 
-def head_group(out_dim: int) -> ConfigDict:
-    """A head of two layers, BatchNorm between them; see `jaxssl.models.heads.ProjectionHead`."""
+def head_group(out_dim: int, **settings: Any) -> ConfigDict:
+    """A head of two layers, BatchNorm between them; see `jaxssl.models.heads.ProjectionHead`.
+
+    Args:
+      out_dim: size of the output.
+      settings: leaves that differ.
+    """
     head = ConfigDict()
     head.num_layers = 2
     head.hidden_dim = 0  # 0: as wide as its input
@@ -248,7 +321,8 @@ def head_group(out_dim: int) -> ConfigDict:
     head.bn_momentum = 0.9  # share of the old running statistics kept a step
     head.bn_epsilon = 1e-5  # added to the variance
     head.bn_groups = 1  # contiguous groups of the images with statistics of their own
-    return head
+    head.lock().update(settings)  # locked: a name that is none of its leaves is refused
+    return head.unlock()
 
 
 def sgd_group() -> ConfigDict:

@@ -1,17 +1,19 @@
 """Every shipped recipe parses its arguments and takes two steps."""
 
+import importlib
 import json
 import pathlib
+import re
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs.common import convn_group, view_group
+from configs.common import Preset, convn_group, view_group
 from jaxssl.augment.augmentation import dino_multi_crop
 from jaxssl.augment.policies import recipes
 from jaxssl.errors import UserError
-from jaxssl.methods import Spec
+from jaxssl.methods import METHODS, Spec
 from jaxssl.pretrain import pretrain, resolve
 from jaxssl.reporting import read_metrics
 from jaxssl.training.state import Blueprint
@@ -26,15 +28,25 @@ RECIPES = sorted(
 # A small form of each recipe on its own set, made of what scikit-learn ships; ResNets are replaced
 # by the small net for the two steps, and checked as they are without being run.
 SMALL = {
+    "byol": "size=16",
     "quickstart": "",
     "digit_on_image": "base=digits,digits=digits,digit_size=2,image_size=8,size=16",
-    "moco_v2": "dataset=digits,queue=32,size=16",
+    "moco_v2": "queue=32,size=16",
     "multi_digits": "digits=digits,canvas=32,sizes=8,evaluation_size=8,size=16",
     "randbit": "dataset=digits,image_size=8,size=16",
     "saturation": "examples=64,bits=4,side=16",
-    "simclr": "dataset=digits,size=16",
-    "supervised": "dataset=digits,size=16",
+    "simclr": "size=16",
+    "supervised": "size=16",
 }
+
+
+def presets(recipe: str) -> dict[str, Preset]:
+    """Those of a recipe that has any."""
+    module = importlib.import_module(recipe.removesuffix(".py").replace("/", "."))
+    return vars(module).get("PRESETS", {})
+
+
+PRESETS = [(recipe, preset) for recipe in RECIPES for preset in presets(recipe)]
 
 
 def read(recipe: str, argument: str = ""):
@@ -68,6 +80,7 @@ def test_recipe_takes_two_steps(recipe, tmp_path):
     """On the recipe's own set, with a narrower net and a smaller batch."""
     config = read(recipe, "batch=16,width=4," + SMALL[pathlib.Path(recipe).stem])
     with config.unlocked():
+        config.data.name = "digits" if presets(recipe) else config.data.name
         config.data.train_examples = 0 if config.data.name == "saturation" else 200
         config.run.update(stop_step=2, log_every_steps=1, num_devices=2)
         config.evals.knn.update(every=0.1 if config.evals.knn.every else 0.0, protocol="dino")
@@ -87,10 +100,61 @@ def test_recipe_takes_two_steps(recipe, tmp_path):
     assert losses[0] != losses[1]
 
 
+@pytest.mark.parametrize(("recipe", "preset"), PRESETS)
+def test_a_preset_is_a_run(recipe, preset):
+    """Every number has a reader and a range, and every group of the optimizer its parameters."""
+    chosen = presets(recipe)[preset]
+    for dataset in chosen.datasets:
+        config = read(recipe, f"preset={preset},dataset={dataset}")
+        assert config.data.name == dataset
+        assert config.data.validation_fraction == chosen.held_out
+        assert config.evals.knn.split == ("validation" if chosen.held_out else "test")
+    resolve(config)
+    with config.unlocked():
+        if "resnet" in config.encoder.name:
+            config.encoder = convn_group(16, 4)
+    method = METHODS[config.method.name]
+    assert method.VIEWS in (None, len(recipes(config.views)))
+    spec = Spec(640, 10, 3, (16, 16), 40, 40)
+    Blueprint.from_config(config.method, config.encoder, config.optimizer, spec)
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if presets(recipe)])
+def test_presets_say_whose_they_are(recipe):
+    """Each in the docstring; a foreign one says what still differs and what was published."""
+    docstring = (HOUSE / recipe).read_text().split('"""')[1]
+    parts = dict(re.findall(r"^(\w+) \((.*?)(?=^\w|\Z)", docstring, re.MULTILINE | re.DOTALL))
+    for name, preset in presets(recipe).items():
+        assert name in parts
+        if not preset.held_out:
+            for word in ("Published", "Differs"):
+                assert word in parts[name], (name, word)
+    assert next(iter(presets(recipe))) == "jaxssl"
+
+
+def test_a_data_set_without_a_source_is_refused():
+    recipe = "configs/pretrain/simclr.py"
+    for argument, sentence in (
+        (
+            "dataset=stl10",
+            r"dataset='stl10' has no source in preset=jaxssl.*start from dataset=cif",
+        ),
+        ("dataset=cifar100", r"--config.data.name=cifar100, or preset=solo\."),
+        ("preset=mine", r"preset='mine' is unknown: this recipe has jaxssl, lightly, solo, paper"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            _ = read(recipe, argument).batch_size
+
+
+def test_the_demos_horizon_is_its_own():
+    config = read("configs/pretrain/moco_v2.py", "preset=moco_demo")
+    assert int(50_000 * config.epochs // config.batch_size) == 19_400
+
+
 def test_a_folder_of_pictures_is_read_at_the_size_of_its_views():
     """Once, 224-pixel views were blown up from images of 32."""
     for size, image_size, fit in ((32, 32, "crop"), (96, 192, "letterbox")):
-        config = read("configs/pretrain/simclr.py", f"dataset=folder,size={size}")
+        config = read("configs/pretrain/simclr.py", f"size={size}")
         assert (config.data.image_size, config.data.fit) == (image_size, fit)
 
 
@@ -111,7 +175,7 @@ def test_arguments_are_typed():
     assert (config.batch_size, config.epochs, config.encoder.width) == (32, 7.0, 16)
     for argument, sentence in (
         ("batch=1.5", "batch='1.5' is not int"),
-        ("batsch=3", "'batsch' is unknown: this recipe takes dataset, batch"),
+        ("batsch=3", "'batsch' is unknown: this recipe takes preset, dataset, batch"),
     ):
         with pytest.raises(UserError, match=sentence):
             _ = read("configs/pretrain/simclr.py", argument).batch_size

@@ -1,9 +1,17 @@
-"""The smallest real runs: digits of 8x8 pixels, a net of a few thousand weights, every method."""
+"""The smallest real runs: digits of 8x8 pixels, a net of a few thousand weights, each method."""
 
 import jax
 from ml_collections import ConfigDict
 
-from configs.pretrain import dense_contrastive, densecl, moco_v2, simclr, supervised, vae
+from configs.pretrain import (
+    byol,
+    dense_contrastive,
+    densecl,
+    moco_v2,
+    simclr,
+    supervised,
+    vae,
+)
 from configs.quickstart import get_config as quickstart
 from jaxssl.data.pipeline import training_rows
 from jaxssl.data.sources import load
@@ -12,35 +20,25 @@ from jaxssl.training.schedules import Schedules
 from jaxssl.training.state import Blueprint, traced_scalars
 from jaxssl.training.step import embedding_keys, make_step
 
-BATCH = 64
-# The recipe that a method's config comes from, its argument, and what is made small in it.
 RECIPES = {
-    "simclr": (simclr, "", {}),
-    "moco_v2": (
-        moco_v2,
-        "",
-        {"method.queue_size": 2 * BATCH, "method.head.out_dim": 16, "encoder.bn_groups": 8},
-    ),
-    "supervised": (supervised, "", {}),
-    "dense_contrastive": (dense_contrastive, "", {"hyper.dense_weight": 0.5}),
-    "dense_align_uniform": (
-        dense_contrastive,
-        "objective=align_uniform",
-        {"hyper.dense_weight": 0.5},
-    ),
-    "densecl": (densecl, "", {"method.queue_size": 2 * BATCH, "encoder.bn_groups": 8}),
-    "vae": (vae, "", {"method.image_size": 8, "method.latent_dim": 8}),
+    "byol": byol,
+    "dense_align_uniform": dense_contrastive,
+    "dense_contrastive": dense_contrastive,
+    "densecl": densecl,
+    "moco_v2": moco_v2,
+    "simclr": simclr,
+    "supervised": supervised,
+    "vae": vae,
 }
+ARGUMENTS = {"dense_align_uniform": "objective=align_uniform"}
 METHODS = tuple(RECIPES)
-MAPS = ("dense_contrastive", "dense_align_uniform", "densecl")  # views of 16 pixels: 4 cells a map
+BATCH = 64
 
 
 def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> ConfigDict:
     """A shipped recipe's method on the quickstart's data, views and encoder, all of them small."""
-    size = 16 if method in MAPS else 8
-    config = quickstart(f"batch={BATCH},width=4,size={size},epochs={epochs}")
-    module, argument, changes = RECIPES[method]
-    recipe = module.get_config(argument)
+    config = quickstart(f"batch={BATCH},width=4,size=8,epochs={epochs}")
+    recipe = RECIPES[method].get_config(ARGUMENTS.get(method))
     with config.unlocked():
         config.method = recipe.method
         config.hyper = recipe.hyper
@@ -48,8 +46,19 @@ def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> Conf
         config.encoder.dtype = dtype
         config.run.checkpoint_every_steps = 10
         config.run.log_every_steps = 5
-        config.update_from_flattened_dict(changes)
-        config.views.global_crops.count = 1 if method == "vae" else 2
+        for head in {"head", "predictor"} & set(config.method):
+            config.method[head].update(hidden_dim=32, out_dim=16)
+        if method in ("moco_v2", "densecl"):
+            config.method.queue_size = 2 * BATCH
+            config.encoder.bn_groups = 8
+        if "dense_head" in config.method:
+            config.method.dense_head.update(hidden_dim=32, out_dim=16)
+            config.hyper.dense_weight = 0.5
+            config.views.global_crops.size = config.encoder.image_size = 16  # four cells a map
+        if method == "vae":
+            config.views.global_crops.count = 1
+            config.method.update(image_size=8, latent_dim=8)
+            config.hyper.learning_rate.value = 0.003  # of a loss in nats, by SGD
     return config.lock()
 
 

@@ -97,6 +97,33 @@ def simclr_cifar(size: int) -> tuple[Augmentation, ...]:
     return (view, view)
 
 
+def lightly_cifar(size: int) -> tuple[Augmentation, ...]:
+    """The CIFAR-10 benchmark of lightly: SimCLR's for CIFAR-10, resized as torchvision does."""
+    view = dataclasses.replace(simclr_cifar(size)[0], crop_filter="bilinear")
+    return (view, view)
+
+
+def solo_symmetric(size: int) -> tuple[Augmentation, ...]:
+    """``symmetric.yaml`` of solo-learn for CIFAR: colour strength 1, blur."""
+    view = dataclasses.replace(
+        _simclr(size, strength=1.0), blur_p=0.5, blur_kernel_size=min(23, 2 * size - 1)
+    )
+    return (view, view)
+
+
+def solo_symmetric_weak(size: int) -> tuple[Augmentation, ...]:
+    """``symmetric_weak.yaml`` of solo-learn for CIFAR: half the colour strength."""
+    weak = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+    view = dataclasses.replace(solo_symmetric(size)[0], **weak)
+    return (view, view)
+
+
+def solo_asymmetric(size: int) -> tuple[Augmentation, ...]:
+    """``asymmetric.yaml`` of solo-learn for CIFAR: BYOL's without blur."""
+    first, second = byol(size)
+    return (dataclasses.replace(first, blur_p=0.0), dataclasses.replace(second, blur_p=0.0))
+
+
 def _simclr(size: int, strength: float) -> Augmentation:
     return Augmentation(
         size=size,
@@ -149,6 +176,24 @@ def byol(size: int) -> tuple[Augmentation, ...]:
         dataclasses.replace(view, blur_p=1.0),
         dataclasses.replace(view, blur_p=0.1, solarize_p=0.2),
     )
+
+
+def vicreg(size: int) -> tuple[Augmentation, ...]:
+    """VICReg (arXiv:2105.04906) on ImageNet: BYOL's colours, both views blurred and solarized."""
+    view = dataclasses.replace(byol(size)[0], blur_p=0.5, solarize_p=0.1)
+    return (view, view)
+
+
+def solo_vicreg(size: int) -> tuple[Augmentation, ...]:
+    """VICReg's in solo-learn's script for CIFAR: crops from .2, no blur."""
+    view = dataclasses.replace(vicreg(size)[0], crop_scale=(0.2, 1.0), blur_p=0.0)
+    return (view, view)
+
+
+def supcon(size: int) -> tuple[Augmentation, ...]:
+    """SupCon (arXiv:2004.11362) in the authors' code for CIFAR: MoCo v2's without blur."""
+    view = dataclasses.replace(moco_v2(size)[0], blur_p=0.0)
+    return (view, view)
 
 
 def swav_multi_crop(size: int) -> tuple[Augmentation, ...]:

@@ -5,6 +5,7 @@ from jaxtyping import Array, UInt
 from ml_collections import ConfigDict
 
 from jaxssl.extensions import look_up
+from jaxssl.methods.byol import BYOL
 from jaxssl.methods.dense_contrastive import DenseAlignUniform, DenseContrastive
 from jaxssl.methods.densecl import DenseCL
 from jaxssl.methods.method import Keys, Method, Spec
@@ -17,6 +18,7 @@ from jaxssl.randomness import Purpose, step_key
 from jaxssl.ranges import check_ranges
 
 METHODS: dict[str, type[Method]] = {
+    "byol": BYOL,
     "dense_align_uniform": DenseAlignUniform,
     "dense_contrastive": DenseContrastive,
     "densecl": DenseCL,

@@ -12,6 +12,7 @@ import fractions
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -25,6 +26,7 @@ from jaxssl.ranges import Ranges
 Hyper = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
 Layers = dict[str, Array]
+Projections = tuple[Float[Array, "b d"], ...]  # one array a view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +148,48 @@ def head_layers(head: ProjectionHead, pooled: Float[Array, "b d"]) -> Layers:
     """A head's hidden layers ``head1``, ``head2`` ... and its output, the ``projection``."""
     *hidden, output = head.layers(pooled, train=False)
     return {**{f"head{n}": layer for n, layer in enumerate(hidden, 1)}, "projection": output}
+
+
+def projected_layers(
+    encoder: Encoder, head: ProjectionHead, images: Float[Array, "b h w c"]
+) -> Layers:
+    """`encoder_layers` and, of the pooled features, `head_layers`."""
+    layers = encoder_layers(encoder, images)
+    return {**layers, **head_layers(head, layers["pooled"])}
+
+
+def teacher_layers(
+    encoder: Encoder, head: ProjectionHead, images: Float[Array, "b h w c"]
+) -> Layers:
+    """A teacher's ``teacher`` (its encoder's pooled features) and ``teacher_projection``."""
+    pooled = encoder(images, train=False).pooled
+    return {"teacher": pooled, "teacher_projection": head(pooled, train=False)}
+
+
+def project(
+    encoder: Encoder, head: ProjectionHead, images: Float[Array, "b h w c"]
+) -> Float[Array, "b d"]:
+    """The projections of one view in training; BatchNorm sees this view alone."""
+    return head(encoder(images, train=True).pooled, train=True)
+
+
+def project_jointly(
+    encoder: Encoder, head: ProjectionHead, views: tuple[Float[Array, "b h w c"], ...]
+) -> Projections:
+    """The projections of views of one size in training; BatchNorm sees them all at once.
+
+    Raises:
+      UserError: if their sizes differ.
+    """
+    sizes = sorted({view.shape[1:3] for view in views})
+    if len(sizes) > 1:
+        raise UserError(
+            f"this method embeds its views together and they measure {sizes} pixels: set "
+            "--config.views.local_crops.count=0 and no size in --config.views.global_crops.second."
+        )
+    # Concatenating keeps the rows of each device on it; stacking views inside would not.
+    pooled = encoder(jnp.concatenate(views), train=True, views=len(views)).pooled
+    return tuple(jnp.split(head(pooled, train=True, views=len(views)), len(views)))
 
 
 class Teacher(nnx.Variable):

@@ -19,10 +19,11 @@ from jaxssl.methods.method import (
     Method,
     Metrics,
     Spec,
-    encoder_layers,
     follow,
-    head_layers,
     make_teacher,
+    project,
+    projected_layers,
+    teacher_layers,
 )
 from jaxssl.methods.queue import Queue
 from jaxssl.models import Encoder
@@ -57,17 +58,17 @@ class MoCo(Method):
         self.queue = Queue(config.queue_size, config.head.out_dim, rngs.params())
 
     def _queries(self, images: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
-        return self.head(self.encoder(images, train=True).pooled, train=True)
+        return project(self.encoder, self.head, images)
 
     def _keys(
         self, images: Float[Array, "b h w c"], step: Key[Array, ""], view: int
     ) -> Float[Array, "b d"]:
-        def project(images: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
-            return self.teacher_head(self.teacher_encoder(images, train=True).pooled, train=True)
+        def keys(images: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
+            return project(self.teacher_encoder, self.teacher_head, images)
 
         key = jax.random.fold_in(step, view)
-        keys = in_shuffled_order(project, images, key) if self.shuffle else project(images)
-        return jax.lax.stop_gradient(keys)
+        made = in_shuffled_order(keys, images, key) if self.shuffle else keys(images)
+        return jax.lax.stop_gradient(made)
 
     def embed(self, views: Views, keys: Keys) -> dict[str, Array]:
         """Queries ``q1`` and keys ``k2`` [B, D]; if symmetric ``q2`` and ``k1`` too."""
@@ -107,13 +108,9 @@ class MoCo(Method):
 
     def represent(self, images: Float[Array, "b h w c"]) -> Layers:
         """Encoder and head; the teacher's ``teacher`` (pooled) and ``teacher_projection``."""
-        layers = encoder_layers(self.encoder, images)
-        teacher = self.teacher_encoder(images, train=False).pooled
         return {
-            **layers,
-            **head_layers(self.head, layers["pooled"]),
-            "teacher": teacher,
-            "teacher_projection": self.teacher_head(teacher, train=False),
+            **projected_layers(self.encoder, self.head, images),
+            **teacher_layers(self.teacher_encoder, self.teacher_head, images),
         }
 
 

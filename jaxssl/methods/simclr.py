@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
@@ -16,8 +15,8 @@ from jaxssl.methods.method import (
     Method,
     Metrics,
     Spec,
-    encoder_layers,
-    head_layers,
+    project_jointly,
+    projected_layers,
 )
 from jaxssl.models import Encoder
 from jaxssl.models.heads import build_head
@@ -39,10 +38,7 @@ class SimCLR(Method):
 
     def embed(self, views: Views, keys: Keys) -> dict[str, Array]:
         """Projections ``z1``, ``z2`` [B, D] of the two views."""
-        first, second = views.images
-        # Concatenating keeps the rows of each device on it; stacking views inside would not.
-        pooled = self.encoder(jnp.concatenate([first, second]), train=True, views=2).pooled
-        z1, z2 = jnp.split(self.head(pooled, train=True, views=2), 2)
+        z1, z2 = project_jointly(self.encoder, self.head, views.images)
         return {"z1": z1, "z2": z2}
 
     def objective(
@@ -58,5 +54,4 @@ class SimCLR(Method):
 
     def represent(self, images: Float[Array, "b h w c"]) -> Layers:
         """Encoder and head: ``head1`` ... and ``projection``."""
-        layers = encoder_layers(self.encoder, images)
-        return {**layers, **head_layers(self.head, layers["pooled"])}
+        return projected_layers(self.encoder, self.head, images)

@@ -242,3 +242,25 @@ def build_head(
         rngs=rngs,
         group=group,
     )
+
+
+def build_predictor(
+    config: ConfigDict, head: ProjectionHead, dtype: str, rngs: nnx.Rngs
+) -> ProjectionHead:
+    """The predictor that ``config.method.predictor`` describes: from projections to projections.
+
+    Args:
+      config: as of `build_head`.
+      head: whose outputs it takes, and predicts.
+      dtype: the encoder's.
+      rngs: source of the initial values.
+
+    Raises:
+      UserError: as `build_head`, or if the two differ in their outputs' size.
+    """
+    if config.out_dim != head.out_dim:
+        raise UserError(
+            f"--config.method.predictor.out_dim={config.out_dim} must be that of the projections "
+            f"it predicts, --config.method.head.out_dim={head.out_dim}."
+        )
+    return build_head(config, head.out_dim, dtype, rngs, "method.predictor")
