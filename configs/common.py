@@ -266,7 +266,7 @@ def encoder_group() -> ConfigDict:
     """A CIFAR ResNet-18; every leaf is an argument of `jaxssl.models.ResNet`."""
     encoder = ConfigDict()
     encoder.name = "resnet18"  # see jaxssl.models.ENCODERS
-    encoder.width = 64  # channels of the first stage; 64 is the published net
+    encoder.width = 64  # channels of the first stage; the published net's; SimCLR's "2x": 128
     encoder.stem = "cifar"  # "cifar": 3x3 stride 1; "imagenet": 7x7 stride 2 and max-pool
     encoder.stem_padding = "same"  # "same" or pixels
     encoder.shortcut = "projection_on_change"  # or "projection_always" (SimCLR's code)
@@ -290,6 +290,66 @@ def convn_group(size: int, width: int) -> ConfigDict:
     encoder.bn_epsilon = 1e-5  # added to the variance
     encoder.bn_groups = 1  # contiguous groups of the images with statistics of their own
     encoder.kernel_init = "fan_in_truncated_normal"  # or "fan_out_normal"
+    encoder.dtype = "float32"  # compute dtype, or "bfloat16"; parameters are float32
+    return encoder
+
+
+def small_alexnet_group(size: int) -> ConfigDict:
+    """The net of arXiv:2005.10242 up to fc7, for views of ``size`` pixels; fc8 is the head's."""
+    encoder = ConfigDict()
+    encoder.name = "small_alexnet"
+    encoder.image_size = size  # side of the views, pixels; the paper's have 64
+    encoder.width = 96  # channels of the first convolution
+    encoder.dense_dim = 4096  # size of fc6 and of fc7, which is what probes read
+    encoder.bn_momentum = 0.9  # share of the old running statistics kept a step
+    encoder.bn_epsilon = 1e-5  # added to the variance
+    encoder.bn_groups = 1  # contiguous groups of the images with statistics of their own
+    encoder.kernel_init = "normal_0.02"  # see jaxssl.models.layers.KERNEL_INITS
+    encoder.dtype = "float32"  # compute dtype, or "bfloat16"; parameters are float32
+    return encoder
+
+
+def mlp_group(width: int) -> ConfigDict:
+    """Two dense layers for images of one pixel (saturation, arXiv:2011.02803 B.2)."""
+    encoder = ConfigDict()
+    encoder.name = "mlp"
+    encoder.width = width  # size of every layer
+    encoder.depth = 2  # layers
+    encoder.bn_momentum = 0.9  # share of the old running statistics kept a step
+    encoder.bn_epsilon = 1e-5  # added to the variance
+    encoder.bn_groups = 1  # contiguous groups of the images with statistics of their own
+    encoder.kernel_init = "fan_in_truncated_normal"  # see jaxssl.models.layers.KERNEL_INITS
+    encoder.dtype = "float32"  # compute dtype, or "bfloat16"; parameters are float32
+    return encoder
+
+
+# Width, blocks and heads; "nano" is ours, for CPUs.
+VIT_SIZES = {
+    "nano": (64, 4, 4),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+}
+
+
+def vit_group(variant: str, size: int, patch: int) -> ConfigDict:
+    """A ViT of `VIT_SIZES` for views of ``size`` pixels; see `jaxssl.models.ViT`.
+
+    timm's. MoCo-v3's has ``positions="sincos"``, ``frozen_patches=True``, ``xavier_uniform``, and
+    12 heads in its small; MAE's ``positions="sincos"``, ``xavier_uniform``.
+    """
+    encoder = ConfigDict()
+    encoder.name = "vit"
+    encoder.image_size = size  # side of the images that the positions are for, pixels
+    encoder.patch = patch  # side of a patch, pixels; a divisor of the views' sizes
+    encoder.width, encoder.depth, encoder.heads = VIT_SIZES[variant]  # of a token; blocks; heads
+    encoder.mlp_ratio = 4.0  # size of a block's hidden layer over the width
+    encoder.positions = "learned"  # or "sincos": fixed
+    encoder.pool = "class"  # the class token's output; "mean": of the patches, no class token
+    quarters = sorted({-(-encoder.depth * k // 4) for k in range(1, 5)})
+    encoder.stages = tuple(quarters)  # blocks, from 1, whose maps have names; the last is depth
+    encoder.frozen_patches = False  # keep the embedding of patches as it was drawn (MoCo-v3)
+    encoder.kernel_init = "normal_0.02"  # timm, DINO; or "xavier_uniform" (MoCo-v3, MAE)
     encoder.dtype = "float32"  # compute dtype, or "bfloat16"; parameters are float32
     return encoder
 
@@ -355,7 +415,7 @@ def lars_group() -> ConfigDict:
 
 
 def adamw_group() -> ConfigDict:
-    """AdamW in PyTorch's form, with its defaults; no decay for biases and BatchNorm."""
+    """AdamW in PyTorch's form, with its defaults; no decay for biases, norms, positions."""
     optimizer = ConfigDict()
     optimizer.name = "adamw"
     optimizer.scaling = "none"  # as in sgd_group

@@ -8,6 +8,7 @@ Published heads are settings of one class (hidden layers; last layer):
     BYOL           arXiv:2006.07733  4096: bias, BatchNorm, ReLU; 256: no bias
     SimSiam        arXiv:2011.10566  no bias, BatchNorm, ReLU; no bias, "bn_no_affine"
     Barlow Twins   arXiv:2103.03230  8192: no bias, BatchNorm, ReLU; no bias
+    Align-Uniform  arXiv:2005.10242  num_layers=1 (fc8 of the small AlexNet): bias; normal_0.02
 """
 
 from collections.abc import Callable
@@ -57,6 +58,7 @@ def _zero_bias(in_dim: int) -> Callable:
 
 DENSE_INITS = {
     "normal_0.01": DenseInit(jax.nn.initializers.normal(0.01), _zero_bias),  # SimCLR
+    "normal_0.02": DenseInit(jax.nn.initializers.normal(0.02), _zero_bias),  # Align-Uniform
     # PyTorch's Linear: kernel and bias uniform in +-1/sqrt(fan_in).
     "fan_in_uniform": DenseInit(
         jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), _uniform_bias

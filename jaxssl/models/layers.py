@@ -26,6 +26,7 @@ KERNEL_INITS: dict[str, Callable] = {
     ),
     # PyTorch's ResNets (MoCo and its descendants): He et al., arXiv:1502.01852, mode fan_out.
     "fan_out_normal": jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    "normal_0.02": jax.nn.initializers.normal(0.02),  # Wang & Isola's AlexNet, arXiv:2005.10242
 }
 
 

@@ -148,7 +148,8 @@ class ResNet(nnx.Module):
         Args:
           depth: 18, 34 or 50.
           channels: channels of the images, any number >= 1.
-          width: channels of the first stage; the papers' "1x" is 64.
+          width: channels of the first stage; the papers' "1x" is 64 and SimCLR's "2x" is 128, all
+            layers twice as wide. (torchvision's "wide" ResNets widen the 3x3 convolutions alone.)
           stem: a key of `STEMS`.
           stem_padding: zero pixels on each side of the image before the stem's convolution, or
             "same" for half the kernel. (solo-learn's CIFAR stem has 2: maps of 34x34.)

@@ -59,7 +59,7 @@ class ParameterGroup(NamedTuple):
 # Groups for recipes. The first row that matches a parameter governs it.
 DECAY_ALL = (ParameterGroup(".*", 1.0, True, 1.0, True),)
 EXCLUDE_BIAS_AND_NORM = (
-    ParameterGroup(".*/(bias|scale)", 0.0, False, 1.0, True),
+    ParameterGroup(".*/(bias|scale|class_token|positions)", 0.0, False, 1.0, True),
     ParameterGroup(".*", 1.0, True, 1.0, True),
 )
 

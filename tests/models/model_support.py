@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from quick_compilation import quick_jit
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from quick_compilation import quick, quick_jit
+from support import tree_distance
 
 
 def abstract(build: Callable[[nnx.Rngs], nnx.Module]):
@@ -20,8 +22,9 @@ def _value(path, leaf, rng):
     name = path[-2].key
     if name == "kernel":
         return rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
-    start = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}[name]
-    return start + rng.uniform(0.1, 0.5, leaf.shape)
+    start = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
+    start |= {"class_token": 0.0, "positions": 0.0}
+    return start[name] + rng.uniform(0.1, 0.5, leaf.shape)
 
 
 def filled(build: Callable[[nnx.Rngs], nnx.Module], seed=0):
@@ -49,3 +52,35 @@ jitted_forward = quick_jit(forward, static_argnums=(0, 4))
 def weights_of(params):
     """Parameters as nested dicts of NumPy arrays."""
     return jax.tree.map(np.asarray, nnx.to_pure_dict(params))
+
+
+def gradient_on_devices(build, embed, count, *rows):
+    """Loss and gradient of ``embed(module, *rows)`` [B, D] in float64 on a mesh, FLOPs a device."""
+    mesh = jax.make_mesh(
+        (count,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
+    )
+    sharded = NamedSharding(mesh, PartitionSpec("data"))
+    graph, params, rest = filled(build)
+
+    def loss(params, rest, *rows):
+        embedded = embed(nnx.merge(graph, params, rest, copy=True), *rows)
+        # Each row and each channel with a weight of its own.
+        direction = 1 + jnp.sin(jnp.arange(embedded.size, dtype=float)).reshape(embedded.shape)
+        return jnp.mean(jnp.sum(embedded * direction, 1) ** 2)
+
+    replicated = NamedSharding(mesh, PartitionSpec())
+    shardings = (replicated, replicated, *[sharded for _ in rows])
+    arguments = jax.device_put((params, rest, *rows), shardings)
+    step = jax.jit(jax.value_and_grad(loss), in_shardings=shardings)
+    compiled = step.lower(*arguments).compile(compiler_options=quick())
+    return jax.tree.map(np.asarray, compiled(*arguments)), compiled.cost_analysis()["flops"]
+
+
+def check_that_devices_share_the_work(build, embed, *rows, most=1.1):
+    """One device and eight: the same loss and gradient, and an eighth of the FLOPs each."""
+    with jax.enable_x64(True):
+        (loss, gradient), flops = gradient_on_devices(build, embed, 1, *rows)
+        (loss_n, gradient_n), flops_n = gradient_on_devices(build, embed, 8, *rows)
+        np.testing.assert_allclose(loss_n, loss, rtol=1e-11)
+        assert tree_distance(gradient_n, gradient) < 1e-10
+        assert flops_n * 8 < most * flops, flops_n * 8 / flops
