@@ -3,10 +3,12 @@
 import jax
 from ml_collections import ConfigDict
 
+from configs.common import vit_group
 from configs.pretrain import (
     byol,
     dense_contrastive,
     densecl,
+    mae,
     moco_v2,
     simclr,
     supervised,
@@ -25,6 +27,7 @@ RECIPES = {
     "dense_align_uniform": dense_contrastive,
     "dense_contrastive": dense_contrastive,
     "densecl": densecl,
+    "mae": mae,
     "moco_v2": moco_v2,
     "simclr": simclr,
     "supervised": supervised,
@@ -55,10 +58,16 @@ def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> Conf
             config.method.dense_head.update(hidden_dim=32, out_dim=16)
             config.hyper.dense_weight = 0.5
             config.views.global_crops.size = config.encoder.image_size = 16  # four cells a map
-        if method == "vae":
+        if method in ("mae", "vae"):
             config.views.global_crops.count = 1
+        if method == "mae":
+            config.encoder = vit_group("nano", 8, 2)
+            config.encoder.update(width=8, depth=2, heads=2, stages=(2,), dtype=dtype)
+            config.method.decoder.update(width=8, depth=1, heads=2)
+            config.hyper.learning_rate.update(value=0.1, warmup_epochs=0.0)  # SGD, no AdamW here
+        if method == "vae":
             config.method.update(image_size=8, latent_dim=8)
-            config.hyper.learning_rate.value = 0.003  # of a loss in nats, by SGD
+            config.hyper.learning_rate.value = 0.001  # SGD's, of a loss in nats
     return config.lock()
 
 

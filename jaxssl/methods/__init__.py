@@ -8,6 +8,7 @@ from jaxssl.extensions import look_up
 from jaxssl.methods.byol import BYOL
 from jaxssl.methods.dense_contrastive import DenseAlignUniform, DenseContrastive
 from jaxssl.methods.densecl import DenseCL
+from jaxssl.methods.mae import MAE
 from jaxssl.methods.method import Keys, Method, Spec
 from jaxssl.methods.moco import MoCo
 from jaxssl.methods.simclr import SimCLR
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "dense_align_uniform": DenseAlignUniform,
     "dense_contrastive": DenseContrastive,
     "densecl": DenseCL,
+    "mae": MAE,
     "moco_v2": MoCo,
     "simclr": SimCLR,
     "supervised": Supervised,

@@ -148,14 +148,14 @@ class DenseAlignUniform(DenseMethod):
     So both levels share a formula. Wang and Isola's own loss for instances has the squared distance
     2 - 2 cos where L_a has -cos: twice the pull at the same weight.
 
-    Reads ``hyper["alignment_weight"]``, ``hyper["uniformity_weight"]``, ``hyper["uniformity_t"]``
+    Reads ``hyper["alignment_weight"]``, ``hyper["uniformity_weight"]``, ``hyper["t"]``
     and ``hyper["dense_weight"]``. ``config.pairs``: "same_index", as printed, or "all_cells".
     """
 
     HYPER: ClassVar[Ranges] = {
         "alignment_weight": NON_NEGATIVE,
         "uniformity_weight": NON_NEGATIVE,
-        "uniformity_t": POSITIVE,
+        "t": POSITIVE,
         "dense_weight": SHARE,
     }
 
@@ -174,7 +174,7 @@ class DenseAlignUniform(DenseMethod):
     def _loss(
         self, h1: Float[Array, "b p d"], h2: Float[Array, "b p d"], hyper: Hyper
     ) -> Float[Array, ""]:
-        spread = dense_uniformity(h1, h2, t=hyper["uniformity_t"], pairs=self.pairs)
+        spread = dense_uniformity(h1, h2, t=hyper["t"], pairs=self.pairs)
         attraction = dense_alignment(h1, h2)
         return hyper["alignment_weight"] * attraction + hyper["uniformity_weight"] * spread
 

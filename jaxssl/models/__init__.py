@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from jaxssl.extensions import look_up
 from jaxssl.models.convnet import ConvNet
-from jaxssl.models.encoder import Encoder, Features, cells
+from jaxssl.models.encoder import Encoder, Features, PatchEncoder, cells
 from jaxssl.models.heads import ProjectionHead, build_head
 from jaxssl.models.layers import LayerSettings
 from jaxssl.models.mlp import MLP
@@ -25,6 +25,7 @@ __all__ = [
     "Encoder",
     "Features",
     "LayerSettings",
+    "PatchEncoder",
     "ProjectionHead",
     "ResNet",
     "SmallAlexNet",
@@ -153,8 +154,8 @@ def build_encoder(config: ConfigDict, channels: int, rngs: nnx.Rngs) -> Encoder:
 
     Args:
       config: `name`, a key of `ENCODERS`, or ``package.module:Name`` of a class or function that
-        takes the same arguments; theirs: `width`, `kernel_init`, `dtype`; of networks with BatchNorm
-        `bn_momentum`, `bn_epsilon`, `bn_groups`; a ResNet's `stem`, `stem_padding`,
+        takes the same arguments; theirs: `width`, `kernel_init`, `dtype`; of networks with
+        BatchNorm `bn_momentum`, `bn_epsilon`, `bn_groups`; a ResNet's `stem`, `stem_padding`,
         `shortcut`, `zero_init_residual`; convn's `image_size`, `padding`; small_alexnet's
         `image_size`, `dense_dim`; mlp's `depth`; a ViT's `image_size`, `patch`, `depth`, `heads`,
         `mlp_ratio`, `positions`, `pool`, `stages`, `frozen_patches`. Meanings as in the classes.

@@ -1,16 +1,18 @@
-"""Decoders: from a latent vector back to an image."""
+"""Decoders: from a latent vector or from the tokens of some patches back to an image."""
 
 import itertools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxssl.errors import choose
+from jaxssl.errors import UserError, choose
 from jaxssl.models.encoder import Encoder
-from jaxssl.models.layers import KERNEL_INITS, LayerSettings
+from jaxssl.models.layers import COMPUTE_DTYPES, KERNEL_INITS, LayerSettings, param_dtype
 from jaxssl.models.norm import at_least_float32
+from jaxssl.models.transformer import TRANSFORMER_INITS, TransformerBlock, layer_norm
+from jaxssl.models.vit import sincos_positions
 
 
 class MirroredDecoder(nnx.Module):
@@ -120,3 +122,112 @@ def _transposed_conv(
         kernel_init=init,
         rngs=rngs,
     )
+
+
+MASK_TOKEN_STD = 0.02  # MAE's
+
+
+class PatchDecoder(nnx.Module):
+    """MAE's decoder (arXiv:2111.06377): a small Transformer over the tokens of all patches.
+
+    Those that the encoder did not see are one learned token; positions are fixed sines and cosines.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        prefix: int,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        kernel_init: str,
+        dtype: str,
+        rngs: nnx.Rngs,
+        group: str = "method.decoder",
+    ):
+        """Makes the network.
+
+        Args:
+          in_dim: size of the encoder's tokens.
+          out_dim: values of a patch.
+          prefix: tokens before those of the patches, which are decoded along and then dropped.
+          width: size of a token here, a multiple of 4; the paper's is 512.
+          depth: blocks; the paper's 8.
+          heads: of each attention, a divisor of `width`; the paper's 16.
+          mlp_ratio: size of a block's hidden layer over `width`.
+          kernel_init: a key of `TRANSFORMER_INITS`.
+          dtype: a key of `COMPUTE_DTYPES`.
+          rngs: source of the initial weights.
+          group: of the config, for messages.
+
+        Raises:
+          UserError: if an argument names no known option or does not go with another.
+        """
+        if width % 4:
+            raise UserError(
+                f"--config.{group}.width={width} must be a multiple of 4, for its fixed positions."
+            )
+        self.width, self.prefix = width, prefix
+        init = choose(f"{group}.kernel_init", kernel_init, TRANSFORMER_INITS).dense
+
+        def dense(inputs: int, outputs: int) -> nnx.Linear:
+            return nnx.Linear(
+                inputs,
+                outputs,
+                dtype=choose("encoder.dtype", dtype, COMPUTE_DTYPES),
+                param_dtype=param_dtype(dtype),
+                kernel_init=init,
+                rngs=rngs,
+            )
+
+        self.embedding = dense(in_dim, width)
+        draw = jax.nn.initializers.normal(MASK_TOKEN_STD)
+        self.mask_token = nnx.Param(draw(rngs.params(), (1, 1, width), param_dtype(dtype)))
+        self.blocks = nnx.List(
+            [
+                TransformerBlock(
+                    width,
+                    heads,
+                    mlp_ratio,
+                    kernel_init=kernel_init,
+                    dtype=dtype,
+                    rngs=rngs,
+                    group=group,
+                )
+                for _ in range(depth)
+            ]
+        )
+        self.norm = layer_norm(width, dtype, rngs)
+        self.output = dense(width, out_dim)
+
+    def __call__(
+        self,
+        tokens: Float[Array, "b n d"],
+        restore: Int[Array, "b p"],
+        grid: tuple[int, int],
+    ) -> Float[Array, "b p k"]:
+        """Predicts the values of every patch.
+
+        Args:
+          tokens: the encoder's [B, prefix + M, in_dim].
+          restore: for each of the P patches, row by row, its place among the M that were seen, or
+            M and more.
+          grid: patches in a column and in a row.
+
+        Returns:
+          [B, P, out_dim], in at least float32.
+        """
+        x = at_least_float32(self.embedding(tokens))
+        first, seen = jnp.split(x, [self.prefix], axis=1)
+        batch, patches = restore.shape
+        hidden = (batch, patches - seen.shape[1], self.width)
+        shuffled = jnp.concatenate([seen, jnp.broadcast_to(self.mask_token[...], hidden)], axis=1)
+        whole = jnp.take_along_axis(shuffled, restore[..., None], axis=1)
+        whole += jnp.asarray(sincos_positions(grid, self.width)[None], whole.dtype)
+        x = jnp.concatenate([first, whole], axis=1)
+        for block in self.blocks:
+            x = block(x)
+        return at_least_float32(self.output(self.norm(x)[:, self.prefix :]))

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 class Features(NamedTuple):
@@ -38,6 +38,35 @@ class Encoder(Protocol):
           x: images [V * B, H, W, C]: V views of B images, all images of view 1 first.
           train: normalise by the batch and move running statistics.
           views: V; BatchNorm groups cut the images, all views of one stay together.
+        """
+        ...
+
+
+@runtime_checkable
+class PatchEncoder(Encoder, Protocol):
+    """An encoder that takes an image patch by patch and can do without some of them.
+
+    Attributes:
+      patch: side of a patch, pixels.
+      prefix: tokens before those of the patches, such as a class token's.
+    """
+
+    patch: int
+    prefix: int
+
+    def grid_of(self, x: Float[Array, "b h w c"]) -> tuple[int, int]:
+        """How many patches images have in a column and in a row."""
+        ...
+
+    def tokens(
+        self, x: Float[Array, "b h w c"], keep: Int[Array, "b m"] | None, train: bool
+    ) -> Float[Array, "b n d"]:
+        """Tokens [B, prefix + M, feature_dim] of M patches, encoded as if there were no others.
+
+        Args:
+          x: images [B, H, W, C].
+          keep: numbers of the patches, row by row from 0; None: all.
+          train: as of `__call__`.
         """
         ...
 

@@ -93,7 +93,7 @@ def test_dense_contrastive_objective(matching):
 def test_dense_align_uniform_objective(pairs):
     run, method = built("dense_align_uniform", **{"method.pairs": pairs})
     embeddings = drawn()
-    weights = {"alignment_weight": 0.7, "uniformity_weight": 1.3, "uniformity_t": 1.5}
+    weights = {"alignment_weight": 0.7, "uniformity_weight": 1.3, "t": 1.5}
     loss, _ = objective_of(run, method, embeddings, dense_weight=0.25, **weights)
 
     def term(h1, h2):
