@@ -21,7 +21,7 @@ import PIL
 import PIL.features
 
 import jaxssl
-from jaxssl import distributed
+from jaxssl import distributed, extensions
 from jaxssl.data.examples import identity_differences
 from jaxssl.errors import UserError
 from jaxssl.run_lock import ASIDE, LOCK, RunLock
@@ -122,9 +122,12 @@ def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
     """The config of a run, locked, equal to the one written.
 
     Raises:
-      UserError: ``config.json`` is absent or not what `write_config` writes.
+      UserError: ``config.json`` is absent or not what `write_config` writes, or a part of the
+        user's own that it names cannot be imported.
     """
-    return ml_collections.ConfigDict(_with_tuples(_read(workdir)["config"])).lock()
+    content = _read(workdir)
+    extensions.check_importable(content.get("extensions", {}), workdir)
+    return ml_collections.ConfigDict(_with_tuples(content["config"])).lock()
 
 
 def read_info(workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -294,10 +297,14 @@ def claim(
 
     def check_or_write() -> list[str]:
         _check_ours(workdir)
+        own = extensions.noted(config)
         if has_config(workdir):
             _check_same_run(workdir, config, data)
-            return changes(read_info(workdir)["format"])
-        write_config(workdir, config, {**run_info(), "data": dict(data), "spec": dict(spec)})
+            info = read_info(workdir)
+            changed = extensions.differences(info.get("extensions", {}), own)
+            return [*changes(info["format"]), *changed]
+        about = {"data": dict(data), "spec": dict(spec), "extensions": own}
+        write_config(workdir, config, {**run_info(), **about})
         return []
 
     return distributed.agree("the run's config", check_or_write)
@@ -355,8 +362,10 @@ def note_resumption(
     """
     if jax.process_index() == 0:
         info = read_info(workdir)
-        resumed = [*info.get("resumed", []), {"step": step, "format": info["format"], **run_info()}]
-        again = {"data": dict(data), "spec": dict(spec), "resumed": resumed}
+        own = extensions.noted(config)
+        start = {"step": step, "format": info["format"], "extensions": own, **run_info()}
+        resumed = [*info.get("resumed", []), start]
+        again = {"data": dict(data), "spec": dict(spec), "extensions": own, "resumed": resumed}
         write_config(workdir, config, info | again)
 
 

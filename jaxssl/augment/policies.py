@@ -30,7 +30,8 @@ from jaxssl.augment.views import (
     view_keys,
 )
 from jaxssl.corruptions.apply import Corruptor
-from jaxssl.errors import UserError, choose
+from jaxssl.errors import UserError
+from jaxssl.extensions import look_up
 from jaxssl.randomness import check_seed
 from jaxssl.ranges import (
     ANY,
@@ -59,12 +60,14 @@ class Pair:
       hyper: the numbers that it reads from ``hyper``, with their ranges.
       check: from the height and width and these numbers; ValueError if no two crops can meet them.
       erase: what is done to the image of view 1, given the box of view 2; None: nothing.
+      start: where a recipe starts with the numbers, for those that are not in `NUMBERS`.
     """
 
     boxes: Callable[[Key[Array, ""], Pixels, Pixels, Hyper], Boxes]
     hyper: Ranges
     check: Callable[..., None]
     erase: Callable[[Array, Array, Hyper], Array] | None = None
+    start: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def _overlap(key: Key[Array, ""], height: Pixels, width: Pixels, hyper: Hyper) -> Boxes:
@@ -148,6 +151,21 @@ PAIRS: dict[str, Pair] = {
     ),
 }
 """Policies that place two crops together; beside them there is ``"multi_view"``."""
+
+
+def pair_of(policy: str) -> Pair | None:
+    """The policy of a name: a key of `PAIRS`, or ``package.module:Name``; None: "multi_view".
+
+    Raises:
+      UserError: if there is none.
+    """
+    return look_up(
+        "views.policy",
+        policy,
+        {"multi_view": None, **PAIRS},
+        fits=lambda found: isinstance(found, Pair),
+        form="a jaxssl.augment.policies.Pair",
+    )
 
 
 def paired_view(
@@ -239,8 +257,9 @@ def _named(name: str) -> Iterator[None]:
 
 
 def start_numbers(policy: str) -> dict[str, float]:
-    """The leaves that a view policy needs in ``hyper``, from `NUMBERS`."""
-    return {name: NUMBERS[name] for name in policy_hyper(policy)}
+    """The leaves that a view policy needs in ``hyper``, from `NUMBERS` or its own `Pair.start`."""
+    pair = pair_of(policy)
+    return {} if pair is None else {name: {**NUMBERS, **pair.start}[name] for name in pair.hyper}
 
 
 def policy_hyper(policy: str) -> Ranges:
@@ -249,9 +268,8 @@ def policy_hyper(policy: str) -> Ranges:
     Raises:
       UserError: if there is no such policy.
     """
-    return choose(
-        "views.policy", policy, {"multi_view": {}, **{name: p.hyper for name, p in PAIRS.items()}}
-    )
+    pair = pair_of(policy)
+    return {} if pair is None else pair.hyper
 
 
 def check_policy(
@@ -268,8 +286,8 @@ def check_policy(
     Raises:
       UserError: naming them, the first step, and what can be met.
     """
-    names = policy_hyper(views.policy)
-    if views.policy == "multi_view":
+    pair = pair_of(views.policy)
+    if pair is None:
         return
     count = len(recipes(views))
     if count != 2:
@@ -279,9 +297,9 @@ def check_policy(
         )
     for step, numbers in path.items():
         try:
-            PAIRS[views.policy].check(height, width, *(numbers[name] for name in names))
+            pair.check(height, width, *(numbers[name] for name in pair.hyper))
         except ValueError as error:
-            flags = ", ".join(f"--config.hyper.{name}={numbers[name]}" for name in names)
+            flags = ", ".join(f"--config.hyper.{name}={numbers[name]}" for name in pair.hyper)
             when = f" at step {step} of their schedules" if len(path) > 1 else ""
             raise UserError(
                 f"{flags}{when} with --config.views.policy={views.policy}: {error}"
@@ -325,16 +343,16 @@ def make_policy(views: ConfigDict, finish: Finish, *, order: str) -> Policy:
     Raises:
       UserError: if there is no such policy.
     """
-    policy_hyper(views.policy)
+    pair = pair_of(views.policy)
     augmentations = recipes(views)
 
     def policy(batch: Batch, hyper: Hyper) -> Views:
         if order == "no_aug":
             made = plain_view(batch, augmentations)
-        elif views.policy == "multi_view":
+        elif pair is None:
             made = multi_view(batch, hyper["data_seed"], augmentations)
         else:
-            made = paired_view(batch, hyper, augmentations, PAIRS[views.policy])
+            made = paired_view(batch, hyper, augmentations, pair)
         images = tuple(finish(image, batch, view) for view, image in enumerate(made.images))
         return dataclasses.replace(made, images=images)
 
