@@ -50,6 +50,7 @@ def masked_reconstruction(
     check_rank(2, "[B, P]", mask=mask)
     check_matching(mask=mask, patches=prediction[..., 0])
     prediction, target = promote(prediction), promote(jax.lax.stop_gradient(target))
+    target = target.astype(jnp.promote_types(target.dtype, prediction.dtype))
     if normalize_target:
         if target.shape[-1] < 2:
             raise ValueError(f"target {target.shape} has one value a patch: it has no variance.")
