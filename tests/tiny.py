@@ -106,7 +106,7 @@ def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> Conf
             config.method.update(image_size=8, latent_dim=8)
             config.hyper.learning_rate.value = 0.002  # SGD's, of a loss in nats
         if method == "dense_align_uniform":
-            config.hyper.learning_rate.value = 0.02  # at more, rounding errors grow threefold a step
+            config.hyper.learning_rate.value = 0.02  # at more, rounding grows threefold a step
     return config.lock()
 
 
