@@ -179,7 +179,8 @@ def from_epoch(epoch: float) -> ConfigDict:
 def data_group() -> ConfigDict:
     """Where the images come from."""
     data = ConfigDict()
-    data.name = "cifar10"  # a key of jaxssl.data.sources.KINDS or .composed.COMPOSED, or a TFDS set
+    # A key of jaxssl.data.sources.KINDS or .composed.COMPOSED, a TFDS set, or package.module:Name.
+    data.name = "cifar10"
     data.data_dir = ""  # root of a folder or of TFDS; "": TFDS_DATA_DIR or TFDS's default
     data.image_size = 32  # canonical height and width in pixels of sets that vary in size
     data.fit = "crop"  # to it: short side, then the centre; "letterbox": long side, top left, zeros

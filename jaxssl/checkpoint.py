@@ -6,15 +6,10 @@ the code that wrote it::
 
     <step>/state/...       the arrays, as Orbax writes them
     <step>/leaves.json     name -> shape and dtype of each leaf
-    <step>/manifest.json   size and SHA-256 of each file above
-
-The manifest is written after the last array and before the directory gets its final name, so a
-directory that has that name and disagrees with its manifest was damaged later.
+    <step>/manifest.json   size and SHA-256 of each file above; see `jaxssl.manifest`
 """
 
 import contextlib
-import hashlib
-import json
 import logging as stdlib_logging
 import os
 import pathlib
@@ -30,15 +25,12 @@ from jaxtyping import Array, Bool
 
 from jaxssl.distributed import agree, all_or_none
 from jaxssl.errors import UserError
-from jaxssl.storage import Path, as_path, files_below, is_local, read_json
-from jaxssl.upgrade import FORMAT, dropped, saved_names
+from jaxssl.manifest import AFTERWARDS, LEAVES, MANIFEST, damage_of, is_complete, seal
+from jaxssl.storage import Path, as_path, is_local, read_json
+from jaxssl.upgrade import dropped, saved_names
 from jaxssl.words import counted
 
 _ITEM = "state"
-_LEAVES = "leaves.json"
-_MANIFEST = "manifest.json"
-# Orbax writes these after the manifest; both are asked for, so that a copy which lost them is seen.
-_AFTERWARDS = ("_CHECKPOINT_METADATA", "commit_success.txt")
 _ATTEMPTS = 20  # to read a checkpoint of a run that goes on and removes old ones
 _NO_ROOM = ("No space left", "ENOSPC", "quota", "EDQUOT", "File too large", "EFBIG")
 
@@ -69,7 +61,7 @@ class CheckpointReader:
         if not folder.name.isdecimal():
             return False
         # In the cloud a checkpoint has its name from the beginning, and these files at the end.
-        return is_local(folder) or any((folder / n).exists() for n in (_MANIFEST, *_AFTERWARDS))
+        return is_local(folder) or any((folder / n).exists() for n in (MANIFEST, *AFTERWARDS))
 
     def newest_in_words(self) -> str:
         """A clause on what a run that fails has left, for the end of a message."""
@@ -88,7 +80,7 @@ class CheckpointReader:
         def read() -> dict[str, str]:
             for step in reversed(self.steps()):
                 with contextlib.suppress(OSError, ValueError):  # damaged, or just removed
-                    return dict(read_json(self.directory / str(step) / _LEAVES))
+                    return dict(read_json(self.directory / str(step) / LEAVES))
             raise self._none_here()
 
         return agree("the shapes of a checkpoint", read)
@@ -148,10 +140,10 @@ class CheckpointReader:
             except UserError:
                 raise
             except Exception:
-                if jax.process_count() > 1 or _is_complete(folder):
+                if jax.process_count() > 1 or is_complete(folder):
                     raise
             else:
-                if jax.process_count() > 1 or _is_complete(folder):
+                if jax.process_count() > 1 or is_complete(folder):
                     return chosen, state
             # The run that it is of goes on, and has removed it meanwhile.
             if step is not None:
@@ -162,7 +154,7 @@ class CheckpointReader:
         )
 
     def _unseen(self, folder: Path) -> str | None:
-        if jax.process_count() == 1 or (folder / _LEAVES).exists():
+        if jax.process_count() == 1 or (folder / LEAVES).exists():
             return None
         return (
             f"does not see {folder}, which process 0 chose: name a directory on storage that all "
@@ -171,12 +163,12 @@ class CheckpointReader:
 
     def _choose(self, step: int | None) -> int:
         steps = self.steps()
-        if not any((self.directory / str(s) / _MANIFEST).exists() for s in steps):
+        if not any((self.directory / str(s) / MANIFEST).exists() for s in steps):
             raise self._none_here()
         if step is not None:
             if step not in steps:
                 raise UserError(f"--step={step} is not in {self.directory}: choose one of {steps}.")
-            if damage := _damage(self.directory / str(step)):
+            if damage := damage_of(self.directory / str(step)):
                 raise UserError(
                     f"checkpoint {self.directory / str(step)} is damaged ({damage}): "
                     f"choose another --step of {steps}."
@@ -184,7 +176,7 @@ class CheckpointReader:
             return step
         for _ in range(_ATTEMPTS):
             for candidate in reversed(steps):
-                damage = _damage(self.directory / str(candidate))
+                damage = damage_of(self.directory / str(candidate))
                 if damage is None:
                     return candidate
                 if self.steps()[-1:] != steps[-1:]:
@@ -270,7 +262,7 @@ class Checkpoints(CheckpointReader):
                 )
             manager.wait_until_finished()  # the callback of the save before reads `_seal`
             description = _description(leaves)
-            self._seal = lambda: _write_manifest(self.directory, step, description)
+            self._seal = lambda: seal(self._unfinished(step), step, description)
             manager.save(
                 step, args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(leaves)}), force=True
             )
@@ -317,6 +309,12 @@ class Checkpoints(CheckpointReader):
             )
         return self._manager
 
+    def _unfinished(self, step: int) -> Path:
+        # In the cloud a checkpoint is written where it stays.
+        found = list(self.directory.glob(f"{step}.orbax-checkpoint-tmp*"))
+        (folder,) = found or [self.directory / str(step)]
+        return folder
+
     def _set_damaged_aside(self) -> None:
         """Renames what `restore` passed over: Orbax would count it and skip steps before it."""
 
@@ -351,13 +349,13 @@ def _unused(path: Path) -> Path:
 
 def _read(folder: Path, template: Any, partial: bool) -> Any:
     """The leaves of a checkpoint that the template names, in its structure."""
-    form = read_json(folder / _MANIFEST)["format"]
+    form = read_json(folder / MANIFEST)["format"]
     named = _named_leaves(template)
     before = saved_names(form, list(named))
     wanted = {before[name]: _struct(leaf) for name, leaf in named.items()}
     saved = {
         name: shape
-        for name, shape in read_json(folder / _LEAVES).items()
+        for name, shape in read_json(folder / LEAVES).items()
         if name not in dropped(form)
     }
     _check_structure(folder, _description(wanted), saved, partial)
@@ -432,70 +430,6 @@ def _not_finite(leaves: Mapping[str, Any]) -> str | None:
         return None
     finite = np.asarray(_finite_flags(list(inexact.values())))
     return None if finite.all() else list(inexact)[int(np.argmin(finite))]
-
-
-def _write_manifest(directory: Path, step: int, leaves: Mapping[str, str]) -> None:
-    """Seals the unfinished checkpoint of a step; see the module's docstring."""
-    # In the cloud a checkpoint is written where it stays.
-    (folder,) = list(directory.glob(f"{step}.orbax-checkpoint-tmp*")) or [directory / str(step)]
-    (folder / _LEAVES).write_bytes(json.dumps(leaves, indent=1).encode())
-    content = {"format": FORMAT, "step": step, "files": _digests(folder)}
-    (folder / _MANIFEST).write_bytes(json.dumps(content, indent=1).encode())
-
-
-def _digests(folder: Path) -> dict[str, list[int | str]]:
-    files: dict[str, list[int | str]] = {}
-    for name, path in sorted(files_below(folder)):
-        if name not in (_MANIFEST, *_AFTERWARDS):
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                files[name] = [file.tell(), digest]
-    return files
-
-
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a finished checkpoint, or None.
-
-    Raises:
-      UserError: it is of a newer format, so that nothing can be said of it.
-    """
-    if not (folder / _MANIFEST).is_file():
-        return f"{_MANIFEST} is missing"
-    try:
-        content = read_json(folder / _MANIFEST)
-        form = content["format"]
-        if isinstance(form, int) and form > FORMAT:
-            raise UserError(
-                f"checkpoint {folder} was written by a newer jaxssl (its format is {form}, this "
-                f"version reads up to {FORMAT}): upgrade jaxssl; nothing was changed."
-            )
-        expected, step = content["files"], content["step"]
-        found = _digests(folder)
-    except FileNotFoundError as error:
-        return f"{error.filename or _MANIFEST} is gone"
-    except (ValueError, KeyError, TypeError):
-        return f"{_MANIFEST} is unreadable"
-    if not (isinstance(form, int) and form > 0) or str(step) != folder.name:
-        return f"{_MANIFEST} is of step {step}, format {form}"
-    for name in (_LEAVES, *_AFTERWARDS):
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-    for name in sorted({*expected, *found}):
-        if name not in found:
-            return f"{name} is missing"
-        if name not in expected:
-            return f"{name} does not belong to it"
-        if found[name] != expected[name]:
-            return f"{name} has changed"
-    return None
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether no file of a checkpoint has been removed."""
-    try:
-        return all((folder / name).exists() for name in read_json(folder / _MANIFEST)["files"])
-    except FileNotFoundError:
-        return False
 
 
 def _is_no_traceback_of_orbax(record: stdlib_logging.LogRecord) -> bool:

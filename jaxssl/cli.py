@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import inspect
 import os
 import pathlib
 import re
@@ -9,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -91,33 +93,90 @@ def _let_go_of_output() -> None:
 
 def _parse(argv: list[str]) -> None:
     recipe, argv = _located(argv)
+    failure = None
     try:
         for name, default in _settings:
             config_flags.DEFINE_config_dict(name, default, f"Settings, --{name}.key=value.")
         rest = flags.FLAGS(argv)[1:]
-    except flags.Error as error:
-        said = " ".join(str(error).split()).rstrip(".")
-        if field := re.search(r"of field (\S+) is not supported", said):
-            raise UserError(
-                f"--{field[1]} must be set in a recipe: write a file of configs/ that sets it."
-            ) from None
-        if group := re.search(r"flag --(config\.hyper\.\w+)=(\S+?):? .*as a ConfigDict", said):
-            raise UserError(
-                f"--{group[1]} is a schedule: give --{group[1]}.value={group[2]}, and see "
-                "jaxssl/training/schedules.py for its other fields."
-            ) from None
-        raise UserError(f"{said}: --helpfull lists the flags.") from None
-    except (LookupError, AttributeError, TypeError, ValueError):
-        configs = dict(_settings)
-        if recipe is not None:  # raises again if the recipe itself is at fault
-            configs["config"] = config_flags.config_flags.ConfigFileFlagParser("config").parse(
-                recipe
-            )
-        if sentence := _unknown_key(argv, configs):
-            raise UserError(sentence) from None
+    except UserError:
         raise
+    except Exception as error:
+        failure = error
+    configs = dict(_settings)
+    if recipe is not None and (failure or not isinstance(flags.FLAGS.config, ConfigDict)):
+        # ml_collections turns some errors of a recipe into others: this raises them as they are.
+        configs["config"] = _read_recipe(recipe)
+    if failure is not None:
+        raise _in_words(failure, argv, configs) from None
     if rest:
         raise UserError(f"argument {rest[0]!r} belongs to no flag: flags start with --.")
+
+
+def _in_words(failure: Exception, argv: list[str], configs: Mapping[str, ConfigDict]) -> Exception:
+    """What to raise where the flags could not be parsed and the recipe is not at fault."""
+    if not isinstance(failure, flags.Error):
+        sentence = _unknown_key(argv, configs)
+        return UserError(sentence) if sentence else failure
+    said = " ".join(str(failure).split()).rstrip(".")
+    if field := re.search(r"of field (\S+) is not supported", said):
+        return UserError(
+            f"--{field[1]} must be set in a recipe: write a file of configs/ that sets it."
+        )
+    if group := re.search(r"flag --(config\.hyper\.\w+)=(\S+?):? .*as a ConfigDict", said):
+        return UserError(
+            f"--{group[1]} is a schedule: give --{group[1]}.value={group[2]}, and see "
+            "jaxssl/training/schedules.py for its other fields."
+        )
+    return UserError(f"{said}: --helpfull lists the flags.")
+
+
+def _read_recipe(recipe: str) -> ConfigDict:
+    """What ``get_config`` of ``FILE[:key=value,...]`` returns; a mistake in it stays as it is.
+
+    Raises:
+      UserError: the file is no recipe, or takes no such arguments.
+    """
+    file, colon, arguments = recipe.partition(":")
+    given = (arguments,) if colon else ()
+    get_config = _executed(file).get("get_config")
+    if not callable(get_config):
+        raise _no_recipe(file, "it has no function get_config")
+    try:
+        inspect.signature(get_config).bind(*given)
+    except TypeError:
+        wants = "no arguments" if given else "an argument, as in FILE:ARGUMENT"
+        raise UserError(f"config file {file!r} takes {wants}: see its first lines.") from None
+    config = get_config(*given)
+    if not isinstance(config, ConfigDict):
+        raise _no_recipe(file, f"its get_config returns a {type(config).__name__}, no ConfigDict")
+    return config
+
+
+def _executed(file: str) -> dict[str, Any]:
+    """The names that a recipe's file defines."""
+    names: dict[str, Any] = {"__name__": "recipe", "__file__": file}
+    try:
+        code = compile(pathlib.Path(file).read_bytes(), file, "exec")
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"line {line} is no Python" if line else "it is no Python"
+        raise _no_recipe(file, f"{where} ({getattr(error, 'msg', error)})") from error
+    try:
+        exec(code, names)
+    except UserError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)[1:]]
+        said = " ".join(str(error).split()).rstrip(".")
+        raise _no_recipe(file, f"line {lines[0]} raises {type(error).__name__} ({said})") from error
+    return names
+
+
+def _no_recipe(file: str, why: str) -> UserError:
+    return UserError(
+        f"config file {file!r} is no recipe: {why}; mend it, or give one such as "
+        "configs/quickstart.py."
+    )
 
 
 def _located(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -169,6 +228,12 @@ def _unknown_key(argv: list[str], configs: Mapping[str, ConfigDict]) -> str | No
             continue
         where, value = name, configs[name]
         for part in re.split(r"\.|(?=\[)", path):
+            if isinstance(value, tuple | list) and part.startswith("["):
+                whole = str(_plain(value)).replace("'", '"')
+                return (
+                    f"--{flag} is a part of a tuple: give the whole of it, --{where}='{whole}' "
+                    "with your changes."
+                )
             if not isinstance(value, ConfigDict):
                 return (
                     f"--{where} is one value ({value!r}) and has no {part!r}: give --{where}=VALUE."
@@ -181,3 +246,8 @@ def _unknown_key(argv: list[str], configs: Mapping[str, ConfigDict]) -> str | No
                 return f"{where} has no {part!r}: {held}"
             where, value = f"{where}.{part}", value[part]
     return None
+
+
+def _plain(value: Any) -> Any:
+    """Rows with names as plain tuples, as a command line takes them."""
+    return tuple(map(_plain, value)) if isinstance(value, tuple | list) else value

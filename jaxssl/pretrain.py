@@ -19,7 +19,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxssl import cli, distributed
+from jaxssl import cli, distributed, extensions
 from jaxssl.augment.policies import (
     Policy,
     check_order,
@@ -35,12 +35,12 @@ from jaxssl.data.pipeline import Batches, check_distinct, repeats, train_batches
 from jaxssl.data.sources import check_view_size
 from jaxssl.data.splits import Splits
 from jaxssl.data.summary import describe
-from jaxssl.errors import UserError, choose
+from jaxssl.errors import UserError
 from jaxssl.evaluation.evals import Evaluation, make_evals
 from jaxssl.evaluation.frozen import make_test_view
 from jaxssl.evaluation.probe_data import check_probeable
 from jaxssl.interruption import Interruption
-from jaxssl.methods import METHODS, Method, Spec
+from jaxssl.methods import Method, Spec, method_class
 from jaxssl.randomness import check_seed
 from jaxssl.ranges import AT_LEAST_ONE, AT_LEAST_TWO, NON_NEGATIVE, POSITIVE, check_ranges
 from jaxssl.reporting import MetricWriter, Progress
@@ -258,7 +258,6 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
     source = splits["pretrain"]
     check_view_size(source, config.views.global_crops.size)
     check_distinct(source, config.batch_size)
-    check_policy(config.views, config.hyper, *source.image_shape[:2])
     check_letterbox(config.views.policy, source)
     check_views(config.method.name, len(recipes(config.views)))
     with missing_in_words(config):
@@ -266,6 +265,8 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
         spec = make_spec(config, source, policy)
         blueprint = Blueprint.from_config(config.method, config.encoder, config.optimizer, spec)
         schedules = Schedules.from_config(config.hyper, config.epochs, spec.steps_per_epoch)
+        path = schedules.path(config.hyper, policy_hyper(config.views.policy))
+        check_policy(config.views, path, *source.image_shape[:2])
         evals = make_evals(
             config.evals, blueprint, splits, make_test_view(config), mesh, config.batch_size
         )
@@ -279,7 +280,7 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
         step = compile_step(make, mesh)
         # Traced once, so that what does not fit is refused before the directory is made.
         jax.eval_shape(step, *_abstract_arguments(config, blueprint, source, mesh))
-    method, fill, hook = METHODS[config.method.name], None, None
+    method, fill, hook = method_class(config.method.name), None, None
     if method.fill is not Method.fill:
         fill = make_fill(blueprint, policy, schedules, mesh)
         state, batch, hyper = _abstract_arguments(config, blueprint, source, mesh)
@@ -354,7 +355,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     numbers = [name for name, value in config.run.items() if not isinstance(value, bool)]
     check_ranges("run", config.run, dict.fromkeys(numbers, NON_NEGATIVE))
     check_ranges("run", config.run, {"keep_last": AT_LEAST_ONE})
-    method = choose("method.name", config.method.name, METHODS)
+    method = method_class(config.method.name)
     check_hyper(
         config.hyper,
         config.epochs,
@@ -377,7 +378,8 @@ def absolute(folder: str) -> str:
 
 def same_on_all(config: ConfigDict, data: Mapping[str, Any]) -> dict[str, Any]:
     """What all processes of a job must agree on, as JSON gives it back."""
-    told = {"config": config.to_dict(), "data": {**data, "name": ""}}
+    own = extensions.digests(extensions.noted(config))
+    told = {"config": config.to_dict(), "data": {**data, "name": "", **own}}
     return json.loads(json.dumps(told, default=str))
 
 
@@ -439,7 +441,7 @@ def make_spec(config: ConfigDict, source: Source, policy: Policy) -> Spec:
 
 def check_views(method: str, count: int) -> None:
     """Raises UserError unless a method takes so many views."""
-    takes = METHODS[method].VIEWS
+    takes = method_class(method).VIEWS
     if takes not in (None, count):
         raise UserError(
             f"--config.method.name={method} takes {counted(takes, 'view')} and the config makes "

@@ -8,6 +8,7 @@ make of them. ``--sweep corruption`` shows the images under each corruption that
 
 import collections
 import errno
+import fractions
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -86,7 +87,7 @@ def preview(
         raise UserError(
             f"--images={images} of {source.name}, split {split}, must be 1 to {len(source)}."
         )
-    check_policy(config.views, config.hyper, *source.image_shape[:2])
+    _check_policy(config, source)
     visited = order(config.data_seed, epoch, len(source))[:images]
     shown = Shown(source.take(np.sort(visited)), np.argsort(np.argsort(visited)), epoch)
 
@@ -108,6 +109,13 @@ def preview(
         column_names=list(variants),
         row_names=[f"{position} {kind}" for position in positions for kind in kinds],
     )
+
+
+def _check_policy(config: ConfigDict, source: Source) -> None:
+    steps_per_epoch = fractions.Fraction(len(source), config.batch_size)
+    schedules = Schedules.from_config(config.hyper, config.epochs, steps_per_epoch)
+    path = schedules.path(config.hyper, policy_hyper(config.views.policy))
+    check_policy(config.views, path, *source.image_shape[:2])
 
 
 class Shown(NamedTuple):
@@ -286,7 +294,7 @@ def policy_sweep(config: ConfigDict, shown: Shown) -> tuple[str, dict[str, Colum
     for policy, number, value in POLICIES:
         numbers = start_numbers(policy) | {number: value}
         variant = _with(config, views={"policy": policy}, hyper=numbers)
-        check_policy(variant.views, variant.hyper, *shown.source.image_shape[:2])
+        _check_policy(variant, shown.source)
         head = f"{policy.replace('_', ' ')} {value}"
         variants[head] = view_columns(variant, shown.batch(variant))
     return f"spatial policies · {corruption_words(config.corruption)}", variants

@@ -17,9 +17,11 @@ from typing import Any
 
 import jax
 import ml_collections
+import PIL
+import PIL.features
 
 import jaxssl
-from jaxssl import distributed
+from jaxssl import distributed, extensions
 from jaxssl.data.examples import identity_differences
 from jaxssl.errors import UserError
 from jaxssl.run_lock import ASIDE, LOCK, RunLock
@@ -61,12 +63,18 @@ def run_info() -> dict[str, Any]:
             "jaxssl": jaxssl.__version__,
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in _PACKAGES},
+            **_decoders(),
         },
         "platform": jax.default_backend(),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
     }
+
+
+def _decoders() -> dict[str, str]:
+    """Versions of what makes pixels of a picture's file."""
+    return {"pillow": PIL.__version__, "libjpeg": PIL.features.version("jpg") or "none"}
 
 
 def _commit() -> str | None:
@@ -114,9 +122,12 @@ def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
     """The config of a run, locked, equal to the one written.
 
     Raises:
-      UserError: ``config.json`` is absent or not what `write_config` writes.
+      UserError: ``config.json`` is absent or not what `write_config` writes, or a part of the
+        user's own that it names cannot be imported.
     """
-    return ml_collections.ConfigDict(_with_tuples(_read(workdir)["config"])).lock()
+    content = _read(workdir)
+    extensions.check_importable(content.get("extensions", {}), workdir)
+    return ml_collections.ConfigDict(_with_tuples(content["config"])).lock()
 
 
 def read_info(workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -286,10 +297,14 @@ def claim(
 
     def check_or_write() -> list[str]:
         _check_ours(workdir)
+        own = extensions.noted(config)
         if has_config(workdir):
             _check_same_run(workdir, config, data)
-            return changes(read_info(workdir)["format"])
-        write_config(workdir, config, {**run_info(), "data": dict(data), "spec": dict(spec)})
+            info = read_info(workdir)
+            changed = extensions.differences(info.get("extensions", {}), own)
+            return [*changes(info["format"]), *changed]
+        about = {"data": dict(data), "spec": dict(spec), "extensions": own}
+        write_config(workdir, config, {**run_info(), **about})
         return []
 
     return distributed.agree("the run's config", check_or_write)
@@ -317,10 +332,21 @@ def _check_same_run(
     noted = {key: data[key] for key in data if key in before}
     other = identity_differences(before, noted if info["format"] < FORMAT else data)
     if other:
+        other += _decoders_differ(info)
         raise UserError(
             f"{workdir} holds a run on other data ({'; '.join(other)}): choose another --workdir, "
             "or give it the data that it began with."
         )
+
+
+def _decoders_differ(info: Mapping[str, Any]) -> list[str]:
+    """A clause where the images of the run were decoded by other versions than these."""
+    before = [info, *info.get("resumed", [])][-1].get("versions", {})
+    return [
+        f"{name} was {before[name]} and is {version} now, which may decode files to other pixels"
+        for name, version in _decoders().items()
+        if before.get(name, version) != version
+    ]
 
 
 def note_resumption(
@@ -336,8 +362,10 @@ def note_resumption(
     """
     if jax.process_index() == 0:
         info = read_info(workdir)
-        resumed = [*info.get("resumed", []), {"step": step, "format": info["format"], **run_info()}]
-        again = {"data": dict(data), "spec": dict(spec), "resumed": resumed}
+        own = extensions.noted(config)
+        start = {"step": step, "format": info["format"], "extensions": own, **run_info()}
+        resumed = [*info.get("resumed", []), start]
+        again = {"data": dict(data), "spec": dict(spec), "extensions": own, "resumed": resumed}
         write_config(workdir, config, info | again)
 
 

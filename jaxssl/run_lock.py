@@ -9,6 +9,7 @@ which the owner does every `SECONDS_BETWEEN_BEATS`. Readers need no lock.
 import contextlib
 import datetime
 import json
+import math
 import os
 import pathlib
 import secrets
@@ -124,7 +125,7 @@ class RunLock:
         if not other:
             return
         here = (self._me["host"], self._me["processes"])
-        owner = f"process {other['pid']} on {other['host']} since {other['since']}"
+        owner = f"process {other['pid']} on {other['host']}, by its clock since {other['since']}"
         if here == (other["host"], other["processes"]):
             started = _started(other["pid"])
             if started is not None and started == other["started"]:
@@ -134,14 +135,18 @@ class RunLock:
             return
         age = self._age()
         if age < SECONDS_TO_DIE:
+            seen = f"{age:.0f} s ago" if age > -1 else f"{-age:.0f} s ahead of the clock here"
             raise UserError(
-                f"{self._workdir} is in use by {owner} (last sign of life {max(age, 0):.0f} s "
-                f"ago): wait for its end, or, if it is dead, delete {self.path} or try again "
-                f"after {SECONDS_TO_DIE:.0f} s."
+                f"{self._workdir} is in use by {owner} (last sign of life {seen}): wait for its "
+                f"end, or, if it is dead, delete {self.path} or try again after "
+                f"{math.ceil(SECONDS_TO_DIE - age)} s."
             )
 
     def _age(self) -> float:
-        """Seconds since the lock was last touched, by the clock of its file system."""
+        """Seconds since the lock was last touched, by the clock of its file system.
+
+        Below zero where that clock was set back meanwhile, or each machine writes its own time.
+        """
         mark = self._aside("clock")
         mark.write_bytes(b"")
         try:

@@ -23,6 +23,7 @@ CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 PLAIN_CODE = " --xla_cpu_use_fusion_emitters=false"
 
 import jax  # noqa: E402
+from absl import logging  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -47,3 +48,10 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if known.returncode == 0:
         os.environ["XLA_FLAGS"] = flags
+
+
+@pytest.fixture
+def warnings_logged(monkeypatch):
+    said = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
+    return said

@@ -20,4 +20,4 @@ def tree_distance(a: object, b: object) -> float:
     pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
     difference = sum(float(np.sum((np.float64(x) - np.float64(y)) ** 2)) for x, y in pairs)
     norm = sum(float(np.sum(np.float64(y) ** 2)) for _, y in pairs)
-    return float(np.sqrt(difference / norm))
+    return float(np.sqrt(difference / norm)) if difference else 0.0  # trees without a leaf too

@@ -192,6 +192,27 @@ def test_info_names_the_code_and_the_hardware():
     info = run_info()
     assert info["device_count"] == 8
     assert info["platform"] == "cpu"
-    assert set(info["versions"]) >= {"python", "jaxssl", "jax", "flax", "orbax-checkpoint"}
+    names = {"python", "jaxssl", "jax", "flax", "orbax-checkpoint", "pillow", "libjpeg"}
+    assert set(info["versions"]) >= names
     assert all(info["versions"].values())
     json.dumps(info)
+
+
+def test_pixels_that_another_decoder_made_are_told_of(tmp_path):
+    """A new libjpeg decodes the same file to other pixels: what to look at is in the message."""
+    data = {"name": "x", "examples": 9, "content_sha256": "a", "targets_sha256": "b"}
+    claim(tmp_path, example(), data, {})
+    other = r"other data \(the images' content is not the same\)"
+    with pytest.raises(UserError, match=other) as told:
+        claim(tmp_path, example(), data | {"content_sha256": "c"}, {})
+    assert "libjpeg" not in str(told.value)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["versions"]["libjpeg"] = "6b"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"; libjpeg was 6b and is \S+ now, which may"):
+        claim(tmp_path, example(), data | {"content_sha256": "c"}, {})
+    claim(tmp_path, example(), data, {})  # other decoders that decode alike are no reason
+    resumed = [{"versions": content["versions"] | {"libjpeg": "7"}}]
+    (tmp_path / "config.json").write_text(json.dumps(content | {"resumed": resumed}))
+    with pytest.raises(UserError, match=r"libjpeg was 7 and is"):
+        claim(tmp_path, example(), data | {"content_sha256": "c"}, {})

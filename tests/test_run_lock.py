@@ -46,7 +46,7 @@ def foreign(tmp_path, **changes):
 
 def test_a_second_start_is_refused_by_name_and_changes_nothing(holder, tmp_path):
     before = (tmp_path / LOCK).read_bytes()
-    named = rf"in use by process {holder.pid} on \S+ since 20\d\d-\S+ \S+: wait for its end"
+    named = rf"in use by process {holder.pid} on \S+, by its clock since 20\d\d-\S+ \S+: wait"
     with pytest.raises(UserError, match=named), owned(tmp_path):
         pytest.fail("entered")
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
@@ -82,7 +82,7 @@ def test_twice_in_one_process_is_refused_and_released_it_is_free(tmp_path):
 
 def test_an_owner_elsewhere_blocks_while_it_gives_signs_of_life(tmp_path):
     foreign(tmp_path)
-    sentence = rf"process 7 on elsewhere .*\(last sign of life 0 s ago\).*delete {tmp_path / LOCK}"
+    sentence = rf"process 7 on elsewhere, .*\(last sign of life 0 s ago\).*delete {tmp_path / LOCK}"
     with pytest.raises(UserError, match=sentence):
         RunLock(tmp_path).acquire()
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
@@ -90,6 +90,29 @@ def test_an_owner_elsewhere_blocks_while_it_gives_signs_of_life(tmp_path):
     os.utime(tmp_path / LOCK, (long_ago, long_ago))
     RunLock(tmp_path).acquire()
     assert json.loads((tmp_path / LOCK).read_text())["host"] != "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("ahead", "said"),
+    [(0, r" \d s ago\).*after 1(1\d|20) s"), (-50, r" 5\d s ago\).*after (6\d|70) s")],
+)
+def test_how_long_to_wait_is_what_is_left(tmp_path, ahead, said):
+    foreign(tmp_path)
+    os.utime(tmp_path / LOCK, (time.time() + ahead,) * 2)
+    with pytest.raises(UserError, match=said):
+        RunLock(tmp_path).acquire()
+
+
+def test_a_clock_that_is_ahead_is_told_of(tmp_path):
+    """Once it read "0 s ago" and "after 120 s" for the hour that the lock went on to block."""
+    foreign(tmp_path, since="2099-01-01 00:00:00+00:00")
+    os.utime(tmp_path / LOCK, (time.time() + 3600,) * 2)
+    sentence = (
+        r"process 7 on elsewhere, by its clock since 2099-\S+ \S+ \(last sign of life "
+        r"3(600|59\d) s ahead of the clock here\).*try again after 37(20|1\d) s\.$"
+    )
+    with pytest.raises(UserError, match=sentence):
+        RunLock(tmp_path).acquire()
 
 
 def test_another_container_of_this_machine_is_elsewhere(tmp_path):

@@ -6,14 +6,17 @@ from any_size import AnySize
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from configs.common import from_epoch
+from configs.common import from_epoch, vit_group
 from configs.pretrain import (
     align_uniform,
     barlow_twins,
     byol,
     deepcluster_v2,
+    dense_contrastive,
+    densecl,
     dino,
     generalized_contrastive,
+    mae,
     moco_v2,
     moco_v3,
     simclr,
@@ -21,6 +24,7 @@ from configs.pretrain import (
     supcon,
     supervised,
     swav,
+    vae,
     vicreg,
 )
 from configs.quickstart import get_config as quickstart
@@ -42,6 +46,10 @@ RECIPES = {
     "deepcluster_v2": deepcluster_v2,
     "dino": dino,
     "generalized_contrastive": generalized_contrastive,
+    "dense_align_uniform": dense_contrastive,
+    "dense_contrastive": dense_contrastive,
+    "densecl": densecl,
+    "mae": mae,
     "moco_v2": moco_v2,
     "moco_v3": moco_v3,
     "simclr": simclr,
@@ -50,7 +58,9 @@ RECIPES = {
     "supervised": supervised,
     "swav": swav,
     "vicreg": vicreg,
+    "vae": vae,
 }
+ARGUMENTS = {"dense_align_uniform": "objective=align_uniform"}
 METHODS = tuple(RECIPES)
 BATCH = 64
 ENCODERS["any_size"] = AnySize
@@ -59,7 +69,7 @@ ENCODERS["any_size"] = AnySize
 def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> ConfigDict:
     """A shipped recipe's method on the quickstart's data, views and encoder, all of them small."""
     config = quickstart(f"batch={BATCH},width=4,size=8,epochs={epochs}")
-    recipe = RECIPES[method].get_config()
+    recipe = RECIPES[method].get_config(ARGUMENTS.get(method))
     with config.unlocked():
         config.method = recipe.method
         config.hyper = recipe.hyper
@@ -70,9 +80,6 @@ def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> Conf
         for head in {"head", "predictor"} & set(config.method):
             config.method[head].update(hidden_dim=32, out_dim=16)
         config.optimizer.groups = recipe.optimizer.groups
-        if method == "moco_v2":
-            config.method.queue_size = 2 * BATCH
-            config.encoder.bn_groups = 8
         if "num_prototypes" in config.method:
             config.method.num_prototypes = 24
         if method in ("dino", "swav"):
@@ -81,6 +88,25 @@ def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> Conf
             config.method.queue_size = 2 * BATCH
             config.hyper.queue = from_epoch(1.0)
             config.hyper.learning_rate.value = 0.1  # SGD's, where the recipe has Adam
+        if method in ("moco_v2", "densecl"):
+            config.method.queue_size = 2 * BATCH
+            config.encoder.bn_groups = 8
+        if "dense_head" in config.method:
+            config.method.dense_head.update(hidden_dim=32, out_dim=16)
+            config.hyper.dense_weight = 0.5
+            config.views.global_crops.size = config.encoder.image_size = 16  # four cells a map
+        if method in ("mae", "vae"):
+            config.views.global_crops.count = 1
+        if method == "mae":
+            config.encoder = vit_group("nano", 8, 2)
+            config.encoder.update(width=8, depth=2, heads=2, stages=(2,), dtype=dtype)
+            config.method.decoder.update(width=8, depth=1, heads=2)
+            config.hyper.learning_rate.update(value=0.1, warmup_epochs=0.0)  # SGD, no AdamW here
+        if method == "vae":
+            config.method.update(image_size=8, latent_dim=8)
+            config.hyper.learning_rate.value = 0.002  # SGD's, of a loss in nats
+        if method == "dense_align_uniform":
+            config.hyper.learning_rate.value = 0.02  # at more, rounding grows threefold a step
     return config.lock()
 
 

@@ -7,7 +7,6 @@ paired.
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -31,7 +30,8 @@ from jaxssl.augment.views import (
     view_keys,
 )
 from jaxssl.corruptions.apply import Corruptor
-from jaxssl.errors import UserError, choose
+from jaxssl.errors import UserError
+from jaxssl.extensions import look_up
 from jaxssl.randomness import check_seed
 from jaxssl.ranges import (
     ANY,
@@ -42,7 +42,6 @@ from jaxssl.ranges import (
     Ranges,
     check_numbers,
     check_ranges,
-    values_of,
 )
 
 Batch = Mapping[str, Any]
@@ -61,12 +60,14 @@ class Pair:
       hyper: the numbers that it reads from ``hyper``, with their ranges.
       check: from the height and width and these numbers; ValueError if no two crops can meet them.
       erase: what is done to the image of view 1, given the box of view 2; None: nothing.
+      start: where a recipe starts with the numbers, for those that are not in `NUMBERS`.
     """
 
     boxes: Callable[[Key[Array, ""], Pixels, Pixels, Hyper], Boxes]
     hyper: Ranges
     check: Callable[..., None]
     erase: Callable[[Array, Array, Hyper], Array] | None = None
+    start: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def _overlap(key: Key[Array, ""], height: Pixels, width: Pixels, hyper: Hyper) -> Boxes:
@@ -152,6 +153,21 @@ PAIRS: dict[str, Pair] = {
 """Policies that place two crops together; beside them there is ``"multi_view"``."""
 
 
+def pair_of(policy: str) -> Pair | None:
+    """The policy of a name: a key of `PAIRS`, or ``package.module:Name``; None: "multi_view".
+
+    Raises:
+      UserError: if there is none.
+    """
+    return look_up(
+        "views.policy",
+        policy,
+        {"multi_view": None, **PAIRS},
+        fits=lambda found: isinstance(found, Pair),
+        form="a jaxssl.augment.policies.Pair",
+    )
+
+
 def paired_view(
     batch: Batch, hyper: Hyper, augmentations: tuple[Augmentation, ...], pair: Pair
 ) -> Views:
@@ -205,15 +221,19 @@ def recipes(views: ConfigDict) -> tuple[Augmentation, ...]:
     for name in CROPS:
         if name not in views:
             continue
+        check_ranges(f"views.{name}", views[name], {"count": NON_NEGATIVE})
         group = dict(views[name])
         count, second = group.pop("count"), dict(group.pop("second", {}))
-        check_ranges(f"views.{name}", views[name], {"count": NON_NEGATIVE})
         with _named(name):
+            for prefix, numbers in (("", group), ("second.", second)):
+                for key in numbers:
+                    if key not in NUMBERS_OF_A_VIEW:
+                        raise UserError(f"{prefix}{key} is no number of a view: remove it.")
+            for key, needed in NUMBERS_OF_A_VIEW.items():
+                if needed and key not in group:
+                    raise UserError(f"{key} is missing: add it, or take a recipe that has it.")
             made += [Augmentation(**group)] * count
             if second and count > 1:
-                others = [key for key in second if key not in group]
-                if others:
-                    raise UserError(f"second.{others[0]} is no number of a view: remove it.")
                 made[1] = Augmentation(**group | second)
     if not made:
         raise UserError("--config.views.global_crops.count=0 must be at least 1.")
@@ -221,6 +241,10 @@ def recipes(views: ConfigDict) -> tuple[Augmentation, ...]:
 
 
 CROPS = ("global_crops", "local_crops")
+NUMBERS_OF_A_VIEW = {
+    field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(Augmentation)
+}
+"""By name, and whether a recipe must give it."""
 
 
 @contextlib.contextmanager
@@ -233,8 +257,9 @@ def _named(name: str) -> Iterator[None]:
 
 
 def start_numbers(policy: str) -> dict[str, float]:
-    """The leaves that a view policy needs in ``hyper``, from `NUMBERS`."""
-    return {name: NUMBERS[name] for name in policy_hyper(policy)}
+    """The leaves that a view policy needs in ``hyper``, from `NUMBERS` or its own `Pair.start`."""
+    pair = pair_of(policy)
+    return {} if pair is None else {name: {**NUMBERS, **pair.start}[name] for name in pair.hyper}
 
 
 def policy_hyper(policy: str) -> Ranges:
@@ -243,19 +268,26 @@ def policy_hyper(policy: str) -> Ranges:
     Raises:
       UserError: if there is no such policy.
     """
-    return choose(
-        "views.policy", policy, {"multi_view": {}, **{name: p.hyper for name, p in PAIRS.items()}}
-    )
+    pair = pair_of(policy)
+    return {} if pair is None else pair.hyper
 
 
-def check_policy(views: ConfigDict, hyper: ConfigDict, height: int, width: int) -> None:
+def check_policy(
+    views: ConfigDict, path: Mapping[int, Mapping[str, float]], height: int, width: int
+) -> None:
     """Refuses numbers that no two crops of an image of this size can meet.
 
+    Args:
+      views: the ``views`` group of a config.
+      path: by step, what the numbers that the policy reads (`policy_hyper`) are together.
+      height: of the image, pixels.
+      width: of the image, pixels.
+
     Raises:
-      UserError: naming them, and what can be met.
+      UserError: naming them, the first step, and what can be met.
     """
-    names = policy_hyper(views.policy)
-    if views.policy == "multi_view":
+    pair = pair_of(views.policy)
+    if pair is None:
         return
     count = len(recipes(views))
     if count != 2:
@@ -263,18 +295,14 @@ def check_policy(views: ConfigDict, hyper: ConfigDict, height: int, width: int) 
             f"--config.views.policy={views.policy} makes two views and the config has {count}: "
             "set --config.views.global_crops.count=2 and no local crops."
         )
-    # All combinations of the values at the ends of their schedules.
-    values = (
-        [(f"--config.hyper.{name}{field and f'.{field}'}", value) for field, value in found.items()]
-        for name, found in ((name, values_of(hyper[name])) for name in names)
-    )
-    for chosen in itertools.product(*values):
+    for step, numbers in path.items():
         try:
-            PAIRS[views.policy].check(height, width, *(value for _, value in chosen))
+            pair.check(height, width, *(numbers[name] for name in pair.hyper))
         except ValueError as error:
-            flags = ", ".join(f"{flag}={value}" for flag, value in chosen)
+            flags = ", ".join(f"--config.hyper.{name}={numbers[name]}" for name in pair.hyper)
+            when = f" at step {step} of their schedules" if len(path) > 1 else ""
             raise UserError(
-                f"{flags} with --config.views.policy={views.policy}: {error}"
+                f"{flags}{when} with --config.views.policy={views.policy}: {error}"
             ) from error
 
 
@@ -315,16 +343,16 @@ def make_policy(views: ConfigDict, finish: Finish, *, order: str) -> Policy:
     Raises:
       UserError: if there is no such policy.
     """
-    policy_hyper(views.policy)
+    pair = pair_of(views.policy)
     augmentations = recipes(views)
 
     def policy(batch: Batch, hyper: Hyper) -> Views:
         if order == "no_aug":
             made = plain_view(batch, augmentations)
-        elif views.policy == "multi_view":
+        elif pair is None:
             made = multi_view(batch, hyper["data_seed"], augmentations)
         else:
-            made = paired_view(batch, hyper, augmentations, PAIRS[views.policy])
+            made = paired_view(batch, hyper, augmentations, pair)
         images = tuple(finish(image, batch, view) for view, image in enumerate(made.images))
         return dataclasses.replace(made, images=images)
 

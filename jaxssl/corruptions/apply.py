@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxssl.corruptions.ops import CORRUPTIONS, Corruption
 from jaxssl.errors import UserError, choose
+from jaxssl.extensions import look_up
 from jaxssl.randomness import Purpose, Split, check_seed, host_bits, sample_keys
 
 ORDERS = ("corrupt_aug", "aug_corrupt", "no_aug")
@@ -39,7 +40,8 @@ def corruption_group() -> ConfigDict:
 def setting_name(group: ConfigDict) -> str:
     """A corruption as part of a file's name: what differs from the defaults."""
     defaults = corruption_group()
-    changed = [key for key in defaults if key != "name" and group[key] != defaults[key]]
+    changed = [key for key in group if key not in defaults or group[key] != defaults[key]]
+    changed = [key for key in changed if key != "name"]
     return "-".join([group.name, *(f"{key}={group[key]}" for key in changed)])
 
 
@@ -73,7 +75,9 @@ class Corruptor:
         Raises:
           UserError: if there is no such corruption or a setting is out of range.
         """
-        build = choose("corruption.name", group.name, CORRUPTIONS)
+        build = look_up(
+            "corruption.name", group.name, CORRUPTIONS, fits=callable, form="a function"
+        )
         order = choose("corruption.order", group.order, {name: name for name in ORDERS})
         try:
             corruption = build(group)

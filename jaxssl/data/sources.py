@@ -39,6 +39,7 @@ from jaxssl.data.npy import npy_splits, open_npy
 from jaxssl.data.passes import in_memory, without_unreadable
 from jaxssl.data.tfds_sets import TfdsSource, open_tfds, tfds_splits
 from jaxssl.errors import UserError, choose
+from jaxssl.extensions import is_own, look_up
 from jaxssl.randomness import check_seed
 from jaxssl.words import counted
 
@@ -52,6 +53,7 @@ __all__ = [
     "check_view_size",
     "cut",
     "in_memory",
+    "kind_of",
     "load",
     "pretraining_split",
     "taken_from",
@@ -193,6 +195,23 @@ KINDS = {
 TFDS = Kind(tfds_splits, open_tfds)
 
 
+def kind_of(name: str) -> Kind:
+    """How the data set of a name is opened: one of `KINDS`, ``package.module:Name``, or TFDS's.
+
+    Raises:
+      UserError: if there is no such module, or no `Kind` in it.
+    """
+    if not is_own(name):
+        return KINDS.get(name, TFDS)
+    return look_up(
+        "data.name",
+        name,
+        KINDS,
+        fits=lambda found: isinstance(found, Kind),
+        form="a jaxssl.data.sources.Kind",
+    )
+
+
 def _published_split(split: str, available: Sequence[str], config: ConfigDict) -> str:
     """The split, as `Kind` has it, from which ``split`` is taken."""
     if split == "pretrain" and "pretrain" in available:
@@ -285,7 +304,7 @@ def pretraining_split(config: ConfigDict) -> str:
     """
     if config.name in COMPOSED:
         return "pretrain"
-    return "pretrain" if "pretrain" in KINDS.get(config.name, TFDS).splits(config) else "train"
+    return "pretrain" if "pretrain" in kind_of(config.name).splits(config) else "train"
 
 
 def taken_from(config: ConfigDict) -> dict[str, str]:
@@ -296,7 +315,7 @@ def taken_from(config: ConfigDict) -> dict[str, str]:
     """
     if config.name in COMPOSED:
         return {}
-    available = KINDS.get(config.name, TFDS).splits(config)
+    available = kind_of(config.name).splits(config)
     taken = {}
     for split in ("pretrain", "train", "validation", "test"):
         with contextlib.suppress(UserError):
@@ -312,7 +331,7 @@ def unused(config: ConfigDict) -> list[str]:
     """
     if config.name in COMPOSED:
         return []
-    kind = KINDS.get(config.name, TFDS)
+    kind = kind_of(config.name)
     used = sorted(set(taken_from(config).values()) - {"pretrain"})
     folders = list(kind.unused(config, used))
     return folders or [name for name in kind.splits(config) if name not in (*used, "pretrain")]
@@ -383,9 +402,10 @@ def load(config: ConfigDict, split: str, *, memory_limit_bytes: int = 2**31) -> 
     Args:
       config: the ``data`` group. ``name``: a key of `COMPOSED`, with a group ``compose``;
         ``"digits"``; ``"folder"``, ``"images"`` or ``"mask_folder"`` (see `jaxssl.data.folders`);
-        ``"coco_folder"`` (`jaxssl.data.coco`); ``"npy"`` (`jaxssl.data.npy`); or the name of a TFDS
-        set, ``name[/config][:version]``. ``data_dir``: root of the folder or of TFDS; ``""``:
-        ``TFDS_DATA_DIR``, or TFDS's default. ``image_size``: canonical height and width in pixels
+        ``"coco_folder"`` (`jaxssl.data.coco`); ``"npy"`` (`jaxssl.data.npy`); the name of a TFDS
+        set, ``name[/config][:version]``; or ``package.module:Name``, a `Kind` of one's own.
+        ``data_dir``: root of the folder or of TFDS; ``""``: ``TFDS_DATA_DIR``, or TFDS's default.
+        ``image_size``: canonical height and width in pixels
         of a set whose images vary in size; ``fit``, ``background``, ``scale``: how they are brought
         to it, see `jaxssl.data.canonical.Canonical`. ``classes``: ``""``, or a list of
         `CLASS_LISTS`: its classes alone, numbered in the order of their names; a TFDS set is then
@@ -403,7 +423,7 @@ def load(config: ConfigDict, split: str, *, memory_limit_bytes: int = 2**31) -> 
     if config.name in COMPOSED:
         return _open_composed(config, split)
     skip = choose("--config.data.unreadable", config.unreadable, {"refuse": False, "skip": True})
-    kind = KINDS.get(config.name, TFDS)
+    kind = kind_of(config.name)
     available = kind.splits(config)
     published = _published_split(split, available, config)
     source = _open(kind, config, published)

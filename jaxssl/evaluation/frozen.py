@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt
 from ml_collections import ConfigDict
 
+from jaxssl import extensions
 from jaxssl.augment.augmentation import Augmentation
 from jaxssl.augment.policies import make_clean_view, make_finisher
 from jaxssl.augment.views import augment_view, to_float
@@ -141,6 +143,8 @@ def restored_method(run: Path, step: int | None, mesh: Mesh) -> Restored:
       UserError: if there is no run, or the checkpoint is absent, damaged or of another config.
     """
     config, info = read_config(run), read_info(run)
+    for clause in extensions.differences(info.get("extensions", {}), extensions.noted(config)):
+        logging.warning("%s since %s was trained.", clause, run)
     checkpoints = CheckpointReader(run / "checkpoints")
     if "spec" in info:
         noted = info["spec"]

@@ -19,7 +19,7 @@ from jaxssl.losses.contrastive import (
 )
 from jaxssl.losses.dense import cosine_match, dense_alignment, dense_info_nce, dense_uniformity
 from jaxssl.losses.non_contrastive import barlow_twins, byol_regression, negative_cosine, vicreg
-from jaxssl.losses.reconstruction import masked_reconstruction
+from jaxssl.losses.reconstruction import bernoulli_nll, gaussian_kl, masked_reconstruction
 from jaxssl.losses.sliced_wasserstein import generalized_contrastive, sliced_wasserstein
 from jaxssl.losses.transport import entropic_plan, exact_assignment
 from jaxssl.losses.uniformity import (
@@ -34,6 +34,7 @@ __all__ = [
     "alignment",
     "alignment_and_uniformity",
     "barlow_twins",
+    "bernoulli_nll",
     "byol_regression",
     "cosine_match",
     "cross_view_entropy",
@@ -46,6 +47,7 @@ __all__ = [
     "dino_center",
     "entropic_plan",
     "exact_assignment",
+    "gaussian_kl",
     "generalized_contrastive",
     "in_batch_info_nce",
     "info_nce",

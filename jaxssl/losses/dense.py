@@ -44,6 +44,7 @@ from jaxssl.losses.transport import entropic_plan, exact_assignment
 MATCHINGS = ("index", "cosine", "set")
 PLANS = ("entropic", "exact")
 NEGATIVES = ("both_views", "other_view")
+PAIRS = ("same_index", "all_cells")
 
 
 def dense_info_nce(
@@ -179,7 +180,7 @@ def dense_uniformity(
     """
     _check_maps(h1=h1, h2=h2)
     check_positive(t=t)
-    check_choice("pairs", pairs, ("same_index", "all_cells"))
+    check_choice("pairs", pairs, PAIRS)
     check_negatives(h1.shape[0], axis_name)
     batch, cells, _ = h1.shape
     z, images = _cells(normalize(h1), normalize(h2), axis_name)

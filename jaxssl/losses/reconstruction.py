@@ -1,10 +1,16 @@
-"""Masked reconstruction."""
+"""Reconstruction: of masked patches, and the two terms of a variational autoencoder's bound."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxssl.losses.arrays import check_floating, check_matching, check_rank, promote
+from jaxssl.losses.arrays import (
+    check_features,
+    check_floating,
+    check_matching,
+    check_rank,
+    promote,
+)
 from jaxssl.losses.collectives import AxisName, axis_size, mean_over_shards, sum_over_shards
 
 
@@ -44,6 +50,7 @@ def masked_reconstruction(
     check_rank(2, "[B, P]", mask=mask)
     check_matching(mask=mask, patches=prediction[..., 0])
     prediction, target = promote(prediction), promote(jax.lax.stop_gradient(target))
+    target = target.astype(jnp.promote_types(target.dtype, prediction.dtype))
     if normalize_target:
         if target.shape[-1] < 2:
             raise ValueError(f"target {target.shape} has one value a patch: it has no variance.")
@@ -53,3 +60,54 @@ def masked_reconstruction(
     number = sum_over_shards(jnp.sum(mask), axis_name)
     total = jnp.sum(jnp.where(mask, error, 0)) * axis_size(axis_name)
     return mean_over_shards(total / jnp.maximum(number, 1), axis_name)
+
+
+def bernoulli_nll(
+    logits: Float[Array, "b h w c"], target: Float[Array, "b h w c"]
+) -> Float[Array, ""]:
+    """Negative log-likelihood of images under independent Bernoulli pixels (arXiv:1312.6114, C.1).
+
+    Summed over pixels and channels, mean over the batch, in nats. No gradient reaches the target.
+    Samples do not meet one another, so a mapped caller takes ``lax.pmean`` of it.
+
+    Args:
+      logits: log-odds of each value, [B, H, W, C].
+      target: images in [0, 1], [B, H, W, C]; grey values count as probabilities, so that the loss
+        is their cross-entropy. Outside of [0, 1] it has no lower bound.
+
+    Raises:
+      ValueError: for shapes that are not one [B, H, W, C].
+
+    >>> import jax.numpy as jnp
+    >>> print(f"{bernoulli_nll(jnp.zeros((1, 2, 2, 1)), jnp.ones((1, 2, 2, 1))):.4f}")  # 4 log 2
+    2.7726
+    """
+    check_rank(4, "[B, H, W, C]", logits=logits, target=target)
+    check_floating(logits=logits, target=target)
+    check_matching(logits=logits, target=target)
+    logits, target = promote(logits), promote(jax.lax.stop_gradient(target))
+    nats = jax.nn.softplus(logits) - target * logits
+    return jnp.mean(jnp.sum(nats, axis=(1, 2, 3)))
+
+
+def gaussian_kl(mean: Float[Array, "b d"], log_variance: Float[Array, "b d"]) -> Float[Array, ""]:
+    """Divergence of diagonal Gaussians from the standard one (arXiv:1312.6114, appendix B).
+
+    ``KL(N(mean, exp(log_variance)) || N(0, 1))`` summed over the D values, mean over the batch, in
+    nats. Samples do not meet one another, so a mapped caller takes ``lax.pmean`` of it.
+
+    Args:
+      mean: [B, D].
+      log_variance: [B, D].
+
+    Raises:
+      ValueError: for shapes that are not one [B, D].
+
+    >>> import jax.numpy as jnp
+    >>> print(gaussian_kl(jnp.ones((1, 4)), jnp.zeros((1, 4))))  # 4 * 1 / 2
+    2.0
+    """
+    check_features(mean=mean, log_variance=log_variance)
+    mean, log_variance = promote(mean), promote(log_variance)
+    nats = (jnp.exp(log_variance) + mean**2 - 1 - log_variance) / 2
+    return jnp.mean(jnp.sum(nats, axis=1))

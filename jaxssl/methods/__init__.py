@@ -4,13 +4,16 @@ from flax import nnx
 from jaxtyping import Array, UInt
 from ml_collections import ConfigDict
 
-from jaxssl.errors import choose
+from jaxssl.extensions import look_up
 from jaxssl.methods.align_uniform import AlignUniform
 from jaxssl.methods.barlow_twins import BarlowTwins
 from jaxssl.methods.byol import BYOL
 from jaxssl.methods.deepcluster import DeepClusterV2
+from jaxssl.methods.dense_contrastive import DenseAlignUniform, DenseContrastive
+from jaxssl.methods.densecl import DenseCL
 from jaxssl.methods.dino import DINO
 from jaxssl.methods.generalized_contrastive import GeneralizedContrastive
+from jaxssl.methods.mae import MAE
 from jaxssl.methods.method import Keys, Method, Spec
 from jaxssl.methods.moco import MoCo
 from jaxssl.methods.moco_v3 import MoCoV3
@@ -19,6 +22,7 @@ from jaxssl.methods.simsiam import SimSiam
 from jaxssl.methods.supcon import SupCon
 from jaxssl.methods.supervised import Supervised
 from jaxssl.methods.swav import SwAV
+from jaxssl.methods.vae import VAE
 from jaxssl.methods.vicreg import VICReg
 from jaxssl.models import build_encoder
 from jaxssl.randomness import Purpose, step_key
@@ -29,8 +33,12 @@ METHODS: dict[str, type[Method]] = {
     "barlow_twins": BarlowTwins,
     "byol": BYOL,
     "deepcluster_v2": DeepClusterV2,
+    "dense_align_uniform": DenseAlignUniform,
+    "dense_contrastive": DenseContrastive,
+    "densecl": DenseCL,
     "dino": DINO,
     "generalized_contrastive": GeneralizedContrastive,
+    "mae": MAE,
     "moco_v2": MoCo,
     "moco_v3": MoCoV3,
     "simclr": SimCLR,
@@ -38,8 +46,24 @@ METHODS: dict[str, type[Method]] = {
     "supcon": SupCon,
     "supervised": Supervised,
     "swav": SwAV,
+    "vae": VAE,
     "vicreg": VICReg,
 }
+
+
+def method_class(name: str) -> type[Method]:
+    """The method of a name: a key of `METHODS`, or ``package.module:Name``.
+
+    Raises:
+      UserError: if there is none.
+    """
+    return look_up(
+        "method.name",
+        name,
+        METHODS,
+        fits=lambda found: isinstance(found, type) and issubclass(found, Method),
+        form="a subclass of jaxssl.methods.Method",
+    )
 
 
 def build_method(
@@ -57,9 +81,9 @@ def build_method(
       UserError: if the method or the encoder is unknown or its settings do not fit.
     """
     rngs = nnx.Rngs(step_key(init_seed, Purpose.INIT, 0))
-    kind = choose("method.name", method.name, METHODS)
+    kind = method_class(method.name)
     check_ranges("method", method, kind.SETTINGS)
     return kind(method, build_encoder(encoder, spec.channels, rngs), spec, rngs)
 
 
-__all__ = ["METHODS", "Keys", "Method", "Spec", "build_method"]
+__all__ = ["METHODS", "Keys", "Method", "Spec", "build_method", "method_class"]

@@ -1,6 +1,7 @@
 """MoCo-v2 (arXiv:2003.04297): a slowly moving teacher makes the keys, a queue keeps past ones."""
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,8 @@ from jaxssl.methods.queue import Queue
 from jaxssl.models import Encoder
 from jaxssl.models.heads import build_head
 from jaxssl.ranges import AT_LEAST_ONE, SHARE, TEMPERATURE, Ranges
+
+T = TypeVar("T")
 
 
 class MoCo(Method):
@@ -60,11 +63,12 @@ class MoCo(Method):
     def _keys(
         self, images: Float[Array, "b h w c"], step: Key[Array, ""], view: int
     ) -> Float[Array, "b d"]:
-        if not self.shuffle:
-            return jax.lax.stop_gradient(project(self.teacher_encoder, self.teacher_head, images))
-        order = jax.random.permutation(jax.random.fold_in(step, view), len(images))
-        keys = project(self.teacher_encoder, self.teacher_head, shard_rows(images[order]))
-        return jax.lax.stop_gradient(shard_rows(keys[jnp.argsort(order)]))
+        def keys(images: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
+            return project(self.teacher_encoder, self.teacher_head, images)
+
+        key = jax.random.fold_in(step, view)
+        made = in_shuffled_order(keys, images, key) if self.shuffle else keys(images)
+        return jax.lax.stop_gradient(made)
 
     def embed(self, views: Views, keys: Keys) -> dict[str, Array]:
         """Queries ``q1`` and keys ``k2`` [B, D]; if symmetric ``q2`` and ``k1`` too."""
@@ -108,3 +112,21 @@ class MoCo(Method):
             **projected_layers(self.encoder, self.head, images),
             **teacher_layers(self.teacher_encoder, self.teacher_head, images),
         }
+
+
+def in_shuffled_order(
+    network: Callable[[Float[Array, "b h w c"]], T],
+    images: Float[Array, "b h w c"],
+    key: Key[Array, ""],
+) -> T:
+    """What a network makes of images that are permuted first, in their own order again: ShuffleBN.
+
+    Args:
+      network: from images to arrays that lead with the batch.
+      images: [B, H, W, C].
+      key: of the permutation.
+    """
+    order = jax.random.permutation(key, len(images))
+    outputs = network(shard_rows(images[order]))
+    back = jnp.argsort(order)
+    return jax.tree.map(lambda output: shard_rows(output[back]), outputs)

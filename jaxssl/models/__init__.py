@@ -5,9 +5,9 @@ from collections.abc import Callable
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxssl.errors import choose
+from jaxssl.extensions import look_up
 from jaxssl.models.convnet import ConvNet
-from jaxssl.models.encoder import Encoder, Features
+from jaxssl.models.encoder import Encoder, Features, PatchEncoder, cells
 from jaxssl.models.heads import ProjectionHead, build_head
 from jaxssl.models.layers import LayerSettings
 from jaxssl.models.mlp import MLP
@@ -25,12 +25,14 @@ __all__ = [
     "Encoder",
     "Features",
     "LayerSettings",
+    "PatchEncoder",
     "ProjectionHead",
     "ResNet",
     "SmallAlexNet",
     "ViT",
     "build_encoder",
     "build_head",
+    "cells",
 ]
 
 
@@ -151,7 +153,8 @@ def build_encoder(config: ConfigDict, channels: int, rngs: nnx.Rngs) -> Encoder:
     """The encoder a config describes.
 
     Args:
-      config: `name` (a key of `ENCODERS`), `width`, `kernel_init`, `dtype`; of networks with
+      config: `name`, a key of `ENCODERS`, or ``package.module:Name`` of a class or function that
+        takes the same arguments; theirs: `width`, `kernel_init`, `dtype`; of networks with
         BatchNorm `bn_momentum`, `bn_epsilon`, `bn_groups`; a ResNet's `stem`, `stem_padding`,
         `shortcut`, `zero_init_residual`; convn's `image_size`, `padding`; small_alexnet's
         `image_size`, `dense_dim`; mlp's `depth`; a ViT's `image_size`, `patch`, `depth`, `heads`,
@@ -162,5 +165,7 @@ def build_encoder(config: ConfigDict, channels: int, rngs: nnx.Rngs) -> Encoder:
     Raises:
       UserError: if a field names no known option or is out of range.
     """
-    build = choose("encoder.name", config.name, ENCODERS)
+    build = look_up(
+        "encoder.name", config.name, ENCODERS, fits=callable, form="a class or a function"
+    )
     return build(config, channels, rngs)

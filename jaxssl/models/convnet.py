@@ -21,6 +21,7 @@ class ConvNet(nnx.Module):
       channels: channels of the images.
       image_size: side of the images in pixels: the dense layer takes the flattened last map.
       feature_dim: size of `Features.pooled`, 4 * width.
+      stage_dims: channels of the convolutions' maps.
       dtype: name of the compute dtype, a key of `COMPUTE_DTYPES`.
     """
 
@@ -80,6 +81,7 @@ class ConvNet(nnx.Module):
                 )
         self.convs = nnx.List(convs)
         self.feature_dim = 4 * width
+        self.stage_dims = tuple(sizes[1:])
         self.dense = nnx.Linear(
             side * side * sizes[-1],
             self.feature_dim,

@@ -180,22 +180,25 @@ class ProjectionHead(nnx.Module):
             settings, out_dim
         )
 
-    def __call__(self, x: Float[Array, "b d"], train: bool, views: int = 1) -> Float[Array, "b k"]:
+    def __call__(
+        self, x: Float[Array, "b *space d"], train: bool, views: int = 1
+    ) -> Float[Array, "b *space k"]:
         """Projects features.
 
         Args:
-          x: features [V * B, in_dim].
+          x: features [V * B, in_dim], or maps [V * B, ..., in_dim], whose cells are projected
+            alike: on a map the dense layers are 1x1 convolutions.
           train: normalise by the batch and move BatchNorm's running statistics.
           views: V, how many views of the same images are stacked in x.
 
         Returns:
-          Projections [V * B, out_dim], not normalised to unit length, in at least float32.
+          Projections [V * B, ..., out_dim], not normalised to unit length, in at least float32.
         """
         return self.layers(x, train, views)[-1]
 
     def layers(
-        self, x: Float[Array, "b d"], train: bool, views: int = 1
-    ) -> tuple[Float[Array, "b _k"], ...]:
+        self, x: Float[Array, "b *space d"], train: bool, views: int = 1
+    ) -> tuple[Float[Array, "b *space _k"], ...]:
         """What each layer gives, in at least float32: hidden ones activated, then the last.
 
         SimCLR-v2 (arXiv:2006.10029) probes a middle one. Arguments as of `__call__`.

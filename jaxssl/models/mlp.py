@@ -22,6 +22,7 @@ class MLP(nnx.Module):
     Attributes:
       channels: channels of the images.
       feature_dim: size of `Features.pooled`, the width.
+      stage_dims: channels of the layers' maps, the width each.
       dtype: name of the compute dtype, a key of `COMPUTE_DTYPES`.
     """
 
@@ -48,7 +49,7 @@ class MLP(nnx.Module):
         Raises:
           UserError: if an argument names no known option.
         """
-        self.channels, self.feature_dim = channels, width
+        self.channels, self.feature_dim, self.stage_dims = channels, width, (width,) * depth
         self.dtype, self.compute_dtype = settings.dtype, settings.compute_dtype
         self.dense = nnx.List(
             [

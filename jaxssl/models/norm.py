@@ -19,8 +19,8 @@ def at_least_float32(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 def sums_by_group(x: Float[Array, "v g i *space d"]) -> Float[Array, "g d"]:
     """Sums over all axes but the groups and the last.
 
-    On a CPU, first over the last axis of space, then as a product with ones: that takes XLA less
-    than a tenth of the time of one sum of long columns. The gradient of `spread` is such a sum too.
+    On a CPU, first over the last axis of space, then as a product with ones: that takes XLA about a
+    third of the time of one sum of long columns. The gradient of `spread` is such a sum too.
     """
     if target() != "cpu":
         return x.sum((0, *range(2, x.ndim - 1)))

@@ -125,6 +125,7 @@ class ResNet(nnx.Module):
     Attributes:
       channels: channels of the images.
       feature_dim: size of `Features.pooled`: 8 * width, a bottleneck's 32 * width.
+      stage_dims: channels of the four stages' maps.
       dtype: name of the compute dtype, a key of `COMPUTE_DTYPES`.
     """
 
@@ -209,6 +210,7 @@ class ResNet(nnx.Module):
             stages.append(nnx.List(blocks))
         self.stages = nnx.List(stages)
         self.feature_dim = inputs
+        self.stage_dims = tuple(stage[-1].out_channels for stage in stages)
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool, views: int = 1) -> Features:
         """Encodes images.

@@ -27,6 +27,7 @@ class SmallAlexNet(nnx.Module):
       channels: channels of the images.
       image_size: side of the images in pixels: fc6 takes the flattened last map.
       feature_dim: size of `Features.pooled`, that of the dense layers.
+      stage_dims: channels of the convolutions' maps.
       dtype: name of the compute dtype, a key of `COMPUTE_DTYPES`.
     """
 
@@ -82,7 +83,7 @@ class SmallAlexNet(nnx.Module):
                 for inputs, outputs in itertools.pairwise(sizes)
             ]
         )
-        self.feature_dim = dense_dim
+        self.feature_dim, self.stage_dims = dense_dim, tuple(sizes[1:])
         self.dense = nnx.List(
             [
                 nnx.Linear(

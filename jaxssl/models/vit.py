@@ -95,6 +95,7 @@ class ViT(nnx.Module):
       patch: side of a patch in pixels.
       prefix: tokens before those of the patches: 1, the class token, or 0.
       feature_dim: size of `Features.pooled`, the width.
+      stage_dims: channels of the maps, the width each.
       dtype: name of the compute dtype, a key of `COMPUTE_DTYPES`.
     """
 
@@ -145,6 +146,7 @@ class ViT(nnx.Module):
         self.channels, self.patch, self.feature_dim, self.dtype = channels, patch, width, dtype
         self.native = (image_size // patch, image_size // patch)
         self.stages, self.prefix = tuple(stages), int(pool == "class")
+        self.stage_dims = (width,) * len(self.stages)
         init = choose("encoder.kernel_init", kernel_init, TRANSFORMER_INITS)
         wide = param_dtype(dtype)
         self.embedding = nnx.LinearGeneral(

@@ -99,9 +99,9 @@ def assign_groups(groups: Sequence[Sequence], params: Any) -> dict[str, Paramete
         group.
     """
     for row in groups:
-        if len(row) != len(ParameterGroup._fields):
+        if not isinstance(row, tuple | list) or len(row) != len(ParameterGroup._fields):
             raise UserError(
-                f"a row of --config.optimizer.groups is {tuple(row)!r}: give "
+                f"a row of --config.optimizer.groups is {row!r}: give "
                 f"({', '.join(ParameterGroup._fields)})."
             )
         numbers = [number for number in (row[1], row[3]) if not isinstance(number, str)]

@@ -16,10 +16,13 @@ static. A schedule is evaluated once a step and handed on as a scalar.
 
 import dataclasses
 import fractions
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
@@ -28,6 +31,7 @@ from jaxssl.ranges import ANY, NON_NEGATIVE, Range, Ranges, check_ranges, is_sch
 
 TRACED = ("warmup_from", "value", "end")
 FIELDS = (*TRACED, "warmup_epochs", "shape", "granularity")
+MOMENTS = 10_000  # at which numbers that move together are checked
 
 # From the progress in [0, 1] to the share of ``value`` that is left; the rest is ``end``.
 SHAPES: dict[str, Callable[[Float[Array, ""]], Float[Array, ""]]] = {
@@ -152,8 +156,41 @@ class Schedules:
             for name, leaf in hyper.items()
         }
 
+    def path(self, hyper: ConfigDict, names: Collection[str]) -> dict[int, dict[str, float]]:
+        """What leaves of ``config.hyper`` are together on their way to the horizon, by step.
+
+        At every step, or at `MOMENTS` evenly spread ones and both sides of the end of each warm-up
+        where there are more; at step 0 alone if none of the leaves is a schedule.
+        """
+        moving = [name for name in names if name in self.leaves]
+        last = int(self.epochs * self.steps_per_epoch) if moving else 0
+        ends = [self.leaves[name][0] * float(self.steps_per_epoch) for name in moving]
+        steps = np.unique(
+            np.clip(
+                [
+                    *np.linspace(0, last, min(last + 1, MOMENTS)).round(),
+                    *(step for end in ends for step in (math.ceil(end) - 1, math.ceil(end))),
+                ],
+                0,
+                last,
+            ).astype(np.int32)
+        )
+        with jax.enable_x64(True):
+            leaves = {
+                name: {field: jnp.float64(hyper[name][field]) for field in TRACED}
+                for name in moving
+            }
+            values = jax.device_get(jax.vmap(lambda step: self.at(leaves, step))(steps))
+        for name, found in values.items():  # an end itself, and not what it is rounded to
+            read = values_of(hyper[name]).values()
+            values[name] = np.clip(found, min(read), max(read))
+        return {
+            int(step): {n: float(values[n][i]) if n in values else hyper[n] for n in names}
+            for i, step in enumerate(steps)
+        }
+
     def _scalar(
-        self, name: str, leaf: Mapping[str, Array], step: Int[Array, ""] | int
+        self, name: str, leaf: Mapping[str, Any], step: Int[Array, ""] | int
     ) -> Float[Array, ""]:
         warmup, shape, granularity = self.leaves[name]
         epoch = jnp.asarray(step, jnp.float32) / float(self.steps_per_epoch)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from quick_compilation import quick_jit
 
-from configs.common import base_config, view_group, view_policy
+from configs.common import base_config, schedule, view_group, view_policy
 from configs.pretrain import simclr
 from jaxssl.augment.augmentation import Augmentation
 from jaxssl.augment.policies import PAIRS, check_policy, policy_hyper
@@ -227,7 +227,36 @@ def checked(config, height=SIDE, width=SIDE):
     numbers = {"all": {"learning_rate": ANY, "weight_decay": ANY}}
     numbers["policy"] = policy_hyper(config.views.policy)
     check_hyper(config.hyper, config.epochs, numbers)
-    check_policy(config.views, config.hyper, height, width)
+    schedules = Schedules.from_config(config.hyper, config.epochs, 10)
+    check_policy(config.views, schedules.path(config.hyper, numbers["policy"]), height, width)
+
+
+def test_numbers_that_move_together_are_checked_together():
+    """Once, each end of the one was held against each end of the other, and both were refused."""
+
+    def numbers(overlap, crop_area):
+        config = config_with(**{"views.policy": "overlap_fixed_area"})
+        config.epochs = 20.0
+        del config.hyper["overlap"], config.hyper["crop_area"]
+        config.hyper.overlap, config.hyper.crop_area = overlap, crop_area
+        return config
+
+    overlap = schedule(0.1, end=0.9, shape="linear")
+    checked(numbers(overlap, schedule(0.2, end=0.95, shape="linear")))
+    # The cosine is behind the line at first, and the overlap then larger than the crops.
+    with pytest.raises(
+        UserError, match=r"at step \d of their schedules with .*: overlap=0.\d+ cannot"
+    ):
+        checked(numbers(overlap, schedule(0.12, end=0.92)))
+    by_epoch = schedule(0.2, end=0.95, shape="linear", granularity="epoch")
+    with pytest.raises(UserError, match=r"at step [1-9] of their schedules"):  # steps ahead
+        checked(numbers(schedule(0.199, end=0.9, shape="linear"), by_epoch))
+    warm_up = {"end": 0.9, "warmup_epochs": 2.0}
+    with pytest.raises(
+        UserError, match=r"hyper.overlap=0.2, .* at step 0 of their schedules with "
+    ):
+        checked(numbers(schedule(0.9, warmup_from=0.2, **warm_up), 0.92))
+    checked(numbers(schedule(0.9, warmup_from=0.85, **warm_up), 0.92))
 
 
 def test_a_spatial_policy_without_augmentation_is_refused():

@@ -68,10 +68,7 @@ def test_a_set_sorted_by_class_keeps_its_shares():
         (("train", np.arange(10), 1.0, 0), "validation_fraction=1.0"),
         (("train", np.arange(10), -0.1, 0), "validation_fraction=-0.1"),
         (("validation", np.arange(10), 0.05, 0), "at least 0.1"),
-        (
-            ("train", np.arange(10), 0.1, 10),
-            "train_examples=10 of 9 that are left of 10 training images",
-        ),
+        (("train", np.arange(10), 0.1, 10), "train_examples=10 of 9 that are left of 10 tr"),
         (("train", np.arange(10), 0.0, -1), "train_examples=-1"),
     ],
 )

@@ -276,4 +276,14 @@ CASES = {
         fixed={"normalize_target": True},
         integers={"mask": np.array([[True, False, True], [False, False, True]])},
     ),
+    "bernoulli_nll": Case(
+        losses.bernoulli_nll,
+        {"logits": (2, 3, 3, 2), "target": (2, 3, 3, 2)},
+        live=("logits",),
+    ),
+    "gaussian_kl": Case(
+        losses.gaussian_kl,
+        {"mean": (4, 3), "log_variance": (4, 3)},
+        live=("mean", "log_variance"),
+    ),
 }

@@ -81,8 +81,11 @@ def test_kmeans_is_the_listing_on_any_number_of_devices(devices):
 
 
 def test_devices_share_the_work_of_kmeans():
-    """Eight of 61 rows a device; a loop's FLOPs are counted once, here as there."""
-    assert clustered(8)[2] <= 1.3 * clustered(1)[2] / 8
+    """All but what is done with centroids, of which each device has all; unshared would be 8.
+
+    Eight of 61 rows a device; a loop's FLOPs are counted once, here as there.
+    """
+    assert clustered(8)[2] <= 1.5 * clustered(1)[2] / 8
 
 
 def test_a_centroid_without_members_stays():

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs.common import from_epoch, schedule
 from jaxssl.errors import UserError
 from jaxssl.ranges import POSITIVE, SHARE
-from jaxssl.training.schedules import Schedules, check_schedule, traced, whole_epochs
+from jaxssl.training.schedules import MOMENTS, Schedules, check_schedule, traced, whole_epochs
 
 
 def scalar(leaf, epochs=20.0, steps_per_epoch=10.0):
@@ -117,3 +117,28 @@ def test_impossible_schedules_are_refused():
     check_schedule("x", schedule(0.1, shape="constant"), POSITIVE, 20.0)
     with pytest.raises(UserError, match=r"end=1.5 must be from 0 to 1"):
         check_schedule("x", schedule(0.9, end=1.5), SHARE, 20.0)
+
+
+def test_a_path_is_what_the_steps_will_compute():
+    hyper = ConfigDict(
+        {
+            "x": schedule(0.3, end=0.7, warmup_epochs=2.5, warmup_from=0.1),
+            "y": schedule(1.0, end=0.1, shape="linear", granularity="epoch"),
+            "z": schedule(0.2, shape="constant"),
+            "still": 0.25,
+        }
+    )
+    schedules = Schedules.from_config(hyper, 20.0, fractions.Fraction(97, 10))
+    path = schedules.path(hyper, ("x", "still", "y", "z"))
+    assert sorted(path) == list(range(195))
+    values = jax.jit(schedules.at)
+    for step in (0, 1, 23, 24, 25, 97, 98, 193, 194):
+        expected = {n: float(v) for n, v in values(traced(hyper), step).items()}
+        assert path[step] == pytest.approx(expected, rel=1e-6)
+    assert path[0]["y"] == 1.0  # an end itself, and not what float32 makes of it
+    assert path[50]["z"] == 0.2
+    assert schedules.path(hyper, ("still",)) == {0: {"still": 0.25}}
+    long = Schedules.from_config(hyper, 20.0, 10**6 + 1).path(hyper, ("x",))
+    assert MOMENTS <= len(long) <= MOMENTS + 2
+    assert {0, 2_500_002, 2_500_003, 20_000_020} <= set(long)
+    assert long[20_000_020]["x"] == 0.7
