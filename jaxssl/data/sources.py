@@ -432,7 +432,8 @@ def load(config: ConfigDict, split: str, *, memory_limit_bytes: int = 2**31) -> 
         all cuts are then decoded once more, now, and the unreadable ones left out.
       split: ``"pretrain"``, ``"train"``, ``"validation"`` or ``"test"``.
       memory_limit_bytes: a set whose canonical images take at most this is decoded once into
-        memory; a larger one is read record by record. The batches are the same.
+        memory, those of a TFDS set once for all starts (`jaxssl.data.decoded`); a larger one is
+        read record by record. The batches are the same.
 
     Raises:
       UserError: if the set, the split or as many examples are not to be had.
@@ -453,5 +454,5 @@ def load(config: ConfigDict, split: str, *, memory_limit_bytes: int = 2**31) -> 
     if skip and not source.vectorised:
         source = without_unreadable(source)
     if not source.vectorised and len(source) * np.prod(source.image_shape) <= memory_limit_bytes:
-        return in_memory(source)
+        return in_memory(source, source.decoded_key() if isinstance(source, TfdsSource) else None)
     return source
