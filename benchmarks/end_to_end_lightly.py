@@ -149,7 +149,7 @@ def train(
             optimizer.step()
             schedule.step()
             seen += len(x0)
-    return seen, float(loss)
+    return seen, loss.item()
 
 
 def cpu_seconds() -> float:

@@ -186,9 +186,7 @@ def data_group() -> ConfigDict:
     data.fit = "crop"  # to it: short side, then the centre; "letterbox": long side, top left, zeros
     data.background = (255, 255, 255)  # RGB of the ground under transparent pixels, 0..255
     data.scale = ()  # (low, high): values that become 0 and 255, of images of more than 8 bits
-    data.jpeg_margin = (
-        2.0  # JPEGs may be decoded at 1/2, 1/4, 1/8 of so many times that; 0: in full
-    )
+    data.jpeg_margin = 0.0  # JPEGs decoded at 1/2, 1/4, 1/8 keep so many pixels for one; 0: none
     data.validation_fraction = 0.1  # share of the train split held out for choices, 0..1
     data.test_fraction = 0.0  # share of the train split held out for tests if no test is published
     data.train_examples = 0  # training images used, evenly spread over the split; 0: all

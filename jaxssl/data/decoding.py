@@ -256,9 +256,12 @@ def _reduced(
 ) -> int:
     """Has a JPEG decoded at a fraction of its sides, rounded up; the reduction that it gets."""
     turn = _UPRIGHT.get(_orientation(file)) if upright else None
+    width, height = file.size
     reduction = canonical.reduction(_turned(file.size, turn)[::-1])
+    # Of sides that it does not divide the last pixel is not whole, and turned it would come first.
+    while turn is not None and (width % reduction or height % reduction):
+        reduction //= 2
     if reduction > 1:
-        width, height = file.size
         file.draft(None, (width // reduction, height // reduction))
         if file.size != (-(-width // reduction), -(-height // reduction)):
             raise ValueError(f"Pillow made {file.size} of {(width, height)}")

@@ -311,5 +311,8 @@ def open_tfds(config: ConfigDict, published: str) -> TfdsSource:
 
 
 def _stamp(path: os.PathLike[str]) -> tuple[str, int, int]:
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except OSError:  # said in words when it is read
+        return os.path.basename(path), -1, 0
     return os.path.basename(path), status.st_size, status.st_mtime_ns

@@ -130,13 +130,15 @@ def photograph(width, height, orientation=1):
         (320, 240, (32, 32), "crop", 2),  # 7.5 pixels for one: at 1/4 less than two would be left
         (323, 241, (24, 24), "crop", 4),  # sides that 4 does not divide
         (640, 480, (16, 16), "crop", 8),
-        (480, 320, (48, 64), "letterbox", 2),
+        (480, 320, (64, 64), "letterbox", 2),
         (320, 240, (64, 64), "crop", 1),
     ],
 )
 def test_a_large_jpeg_is_decoded_in_part_and_looks_the_same(
     width, height, target, fit, reduction, orientation, monkeypatch
 ):
+    if orientation != 1 and width % 2:
+        reduction = 1  # the part pixel would come first
     sides = []
     load_pixels = PIL.JpegImagePlugin.JpegImageFile.load
 
