@@ -8,7 +8,6 @@ are on.
 
 import dataclasses
 import enum
-import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -77,8 +76,6 @@ def _unflatten_views(_: None, children: Iterable[Any]) -> Views:
 jax.tree_util.register_pytree_with_keys(Views, _flatten_views, _unflatten_views)
 
 
-# Jitted by itself, so that views of one recipe are traced and lowered once.
-@functools.partial(jax.jit, static_argnames="augmentation")
 def augment_view(
     images: Float[Array, "b h w c"],
     keys: Key[Array, " b"],
