@@ -1,10 +1,9 @@
-"""The training step of `benchmarks/train_step.py` in PyTorch: eager, channels_last.
+"""The training step of `benchmarks/train_step.py` in PyTorch: channels_last, eager or compiled.
 
-ResNet-18 with CIFAR stem (arXiv:1512.03385), projection head and NT-Xent of SimCLR
-(arXiv:2002.05709). Modules bear the names they have in jaxssl, so that weights copy by name.
+ResNet-18 and -50 (arXiv:1512.03385), projection head and NT-Xent of SimCLR (arXiv:2002.05709).
+Modules bear the names they have in jaxssl, so that weights copy by name.
 """
 
-import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -30,38 +29,62 @@ class ConvNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which projects where the shape changes."""
+    """Two or, in a bottleneck, three convolutions beside a shortcut.
 
-    def __init__(self, inputs: int, outputs: int, stride: int):
+    The shortcut projects where the shape changes; the stride is on a 3x3 convolution.
+    """
+
+    def __init__(self, inputs: int, channels: int, stride: int, bottleneck: bool):
         super().__init__()
-        self.branch = nn.ModuleList(
-            [ConvNorm(inputs, outputs, 3, stride), ConvNorm(outputs, outputs, 3, 1)]
-        )
-        changes = inputs != outputs or stride != 1
-        self.shortcut = ConvNorm(inputs, outputs, 1, stride) if changes else nn.Identity()
+        self.outputs = channels * (4 if bottleneck else 1)
+        if bottleneck:
+            layers = [
+                ConvNorm(inputs, channels, 1, 1),
+                ConvNorm(channels, channels, 3, stride),
+                ConvNorm(channels, self.outputs, 1, 1),
+            ]
+        else:
+            layers = [ConvNorm(inputs, channels, 3, stride), ConvNorm(channels, channels, 3, 1)]
+        self.branch = nn.ModuleList(layers)
+        changes = inputs != self.outputs or stride != 1
+        self.shortcut = ConvNorm(inputs, self.outputs, 1, stride) if changes else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The block's output."""
-        first, second = self.branch
-        y = second(functional.relu(first(x), inplace=True))
-        return functional.relu(y + self.shortcut(x), inplace=True)
+        y = x
+        for layer in self.branch[:-1]:
+            y = functional.relu(layer(y), inplace=True)
+        return functional.relu(self.branch[-1](y) + self.shortcut(x), inplace=True)
+
+
+# Blocks in each stage, and whether they are bottlenecks.
+LAYOUTS = {"resnet18": ((2, 2, 2, 2), False), "resnet50": ((3, 4, 6, 3), True)}
 
 
 class Encoder(nn.Module):
-    """ResNet-18 for images of 32 pixels, pooled."""
+    """A ResNet, pooled; ``stem`` is "cifar", 3x3, or "imagenet", 7x7 of stride 2 and a pooling."""
 
-    def __init__(self, width: int):
+    def __init__(self, name: str, width: int, stem: str):
         super().__init__()
-        self.stem = ConvNorm(3, width, 3, 1)
-        sizes = [width, width, 2 * width, 4 * width, 8 * width]
-        self.stages = nn.ModuleList(
-            nn.ModuleList([Block(a, b, 1 if stage == 0 else 2), Block(b, b, 1)])
-            for stage, (a, b) in enumerate(itertools.pairwise(sizes))
-        )
+        self.pooled_stem = stem == "imagenet"
+        self.stem = ConvNorm(3, width, 7, 2) if self.pooled_stem else ConvNorm(3, width, 3, 1)
+        sizes, bottleneck = LAYOUTS[name]
+        self.features = width
+        stages = []
+        for stage, size in enumerate(sizes):
+            blocks = []
+            for position in range(size):
+                stride = 2 if stage > 0 and position == 0 else 1
+                blocks.append(Block(self.features, width * 2**stage, stride, bottleneck))
+                self.features = blocks[-1].outputs
+            stages.append(nn.ModuleList(blocks))
+        self.stages = nn.ModuleList(stages)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Pooled features of [N, C, H, W]."""
         x = functional.relu(self.stem(x), inplace=True)
+        if self.pooled_stem:
+            x = functional.max_pool2d(x, 3, 2, 1)
         for stage in self.stages:
             for block in stage:
                 x = block(x)
@@ -87,10 +110,10 @@ class Head(nn.Module):
 class Net(nn.Module):
     """Encoder and head."""
 
-    def __init__(self, width: int, out_dim: int):
+    def __init__(self, encoder: Encoder, out_dim: int):
         super().__init__()
-        self.encoder = Encoder(width)
-        self.head = Head(8 * width, out_dim)
+        self.encoder = encoder
+        self.head = Head(encoder.features, out_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Projections of images."""
@@ -124,28 +147,34 @@ def make_step(
     views: tuple[np.ndarray, ...],
     weights: dict[str, np.ndarray],
     *,
+    encoder: str = "resnet18",
     width: int,
+    stem: str = "cifar",
     dtype: str,
     temperature: float,
     learning_rate: float,
     momentum: float,
     weight_decay: float,
+    compiled: bool = False,
 ) -> tuple[Callable[[], torch.Tensor], int]:
     """A step on one batch, that returns the loss before the update; and the net's parameters.
 
     Args:
       views: two float32 [B, H, W, C].
       weights: parameters of jaxssl's net by path, to start from.
+      encoder: a key of `LAYOUTS`.
       width: channels of the first stage.
+      stem: see `Encoder`.
       dtype: a key of `DTYPES`; bfloat16 by autocast.
       temperature: of NT-Xent.
       learning_rate: of SGD, constant.
       momentum: of SGD.
       weight_decay: of SGD, on every parameter.
+      compiled: forward, loss and backward by ``torch.compile``.
     """
     torch.set_float32_matmul_precision("high")  # TF32 where there is, as XLA does by itself
     torch.backends.cudnn.benchmark = True
-    net = Net(width, weights["head/output/kernel"].shape[1])
+    net = Net(Encoder(encoder, width, stem), weights["head/output/kernel"].shape[1])
     load(net, weights)
     net = net.to(DEVICE, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
@@ -154,10 +183,16 @@ def make_step(
     # A transposed [B, H, W, C] array is channels_last already.
     images = [torch.from_numpy(view.transpose(0, 3, 1, 2)).to(DEVICE) for view in views]
 
-    def step() -> torch.Tensor:
+    def loss_of(images: list[torch.Tensor]) -> torch.Tensor:
         with torch.autocast(DEVICE, DTYPES[dtype], enabled=dtype != "float32"):
             projections = net(torch.cat(images))
-        loss = nt_xent(projections, temperature)
+        return nt_xent(projections, temperature)
+
+    if compiled:
+        loss_of = torch.compile(loss_of)
+
+    def step() -> torch.Tensor:
+        loss = loss_of(images)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -176,3 +211,8 @@ def wait() -> None:
     """Waits until the device has done all it was given."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
+
+
+def mebibytes() -> float:
+    """The most memory that PyTorch has had on the device; 0 on a CPU, which does not tell."""
+    return round(torch.cuda.max_memory_allocated() / 2**20, 1) if DEVICE == "cuda" else 0.0

@@ -100,10 +100,10 @@ class Ours:
         return float(jax.block_until_ready((self.state, metrics))[1]["loss"])
 
 
-def noise() -> Source:
-    """Random pixels in the shape of CIFAR-10's training images."""
-    images = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8)
-    return array_source("noise", Split.TRAIN, images, {})
+def noise(images: int = 50_000, side: int = 32) -> Source:
+    """Random pixels, in the shape of CIFAR-10's training images unless told."""
+    pixels = np.random.default_rng(0).integers(0, 256, (images, side, side, 3), np.uint8)
+    return array_source("noise", Split.TRAIN, pixels, {})
 
 
 def real_images(config: ConfigDict) -> Source:
@@ -115,12 +115,15 @@ def real_images(config: ConfigDict) -> Source:
         return noise()
 
 
-def prepare(width: int, arguments: argparse.Namespace) -> tuple[Ours, Callable]:
-    """The recipe at a width, and its view policy."""
-    config = simclr.get_config(f"batch={arguments.batch},width={width}")
-    config.encoder.dtype = arguments.dtype
-    config = resolve(config)
-    source = real_images(config) if arguments.real_pipeline else noise()
+def recipe(width: int, batch: int, dtype: str) -> ConfigDict:
+    """The recipe of configs/pretrain/simclr.py, resolved."""
+    config = simclr.get_config(f"batch={batch},width={width}")
+    config.encoder.dtype = dtype
+    return resolve(config)
+
+
+def prepare(config: ConfigDict, source: Source) -> tuple[Ours, Callable]:
+    """A resolved recipe on a source, and its view policy."""
     policy = policy_of(config)
     spec = make_spec(config, source, policy)
     schedules = Schedules.from_config(config.hyper, config.epochs, spec.steps_per_epoch)
@@ -157,14 +160,16 @@ def torch_steps(step: Callable[[], Any]) -> Run:
     return run
 
 
-def torch_peer(ours: Ours) -> Callable[[], Any]:
+def torch_peer(ours: Ours, *, compiled: bool = False) -> Callable[[], Any]:
     """The step in PyTorch from the weights of ``ours``; asserts that the nets are of one size."""
     config, params = ours.config, ours.state.params
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
     step, count = torch_simclr.make_step(
         tuple(np.array(image) for image in ours.views["views"].images),
         dict(zip(parameter_paths(params), arrays, strict=True)),
+        encoder=config.encoder.name,
         width=config.encoder.width,
+        stem=config.encoder.stem,
         dtype=config.encoder.dtype,
         temperature=config.hyper.temperature,
         learning_rate=scaled_learning_rate(
@@ -172,6 +177,7 @@ def torch_peer(ours: Ours) -> Callable[[], Any]:
         ),
         momentum=config.optimizer.momentum,
         weight_decay=config.hyper.weight_decay,
+        compiled=compiled,
     )
     own = sum(array.size for array in arrays)
     assert count == own, f"{own} parameters here, {count} in PyTorch"
@@ -200,7 +206,7 @@ def gemm_peak(arguments: argparse.Namespace) -> dict[str, float]:
 
 def against_torch(width: int, arguments: argparse.Namespace) -> tuple[dict, dict]:
     """Times by contestant, and what is the same for all of them."""
-    ours, policy = prepare(width, arguments)
+    ours, policy = prepare(recipe(width, arguments.batch, arguments.dtype), noise())
     lowered = ours.lower(lambda batch, _: batch["views"], ours.views)
     given = lowered.compile()
     made = ours.lower(policy, ours.batch).compile()
@@ -227,7 +233,8 @@ def against_torch(width: int, arguments: argparse.Namespace) -> tuple[dict, dict
 
 def against_pipeline(width: int, arguments: argparse.Namespace) -> tuple[dict, dict]:
     """Times by contestant, and what is the same for both of them."""
-    ours, policy = prepare(width, arguments)
+    config = recipe(width, arguments.batch, arguments.dtype)
+    ours, policy = prepare(config, real_images(config))
     made = ours.lower(policy, ours.batch).compile()
     ours.advance(made, same(ours.batch), 1)
     batches = train_batches(

@@ -186,6 +186,7 @@ def data_group() -> ConfigDict:
     data.fit = "crop"  # to it: short side, then the centre; "letterbox": long side, top left, zeros
     data.background = (255, 255, 255)  # RGB of the ground under transparent pixels, 0..255
     data.scale = ()  # (low, high): values that become 0 and 255, of images of more than 8 bits
+    data.jpeg_margin = 0.0  # JPEGs decoded at 1/2, 1/4, 1/8 keep so many pixels for one; 0: none
     data.validation_fraction = 0.1  # share of the train split held out for choices, 0..1
     data.test_fraction = 0.0  # share of the train split held out for tests if no test is published
     data.train_examples = 0  # training images used, evenly spread over the split; 0: all
@@ -244,10 +245,12 @@ def canonical(config: ConfigDict, size: int) -> None:
     Up to 64 pixels the central part at the views' size, as CIFAR's images are. For larger views the
     whole picture, letterboxed with a long side of twice the views': crops are drawn from all of it,
     and one of area .08 of a 4:3 picture has half the views' pixels on a side, as torchvision's has
-    of an original of 500 pixels.
+    of an original of 500 pixels. Such a set is decoded anew in each epoch, so that photographs of
+    more than four times that are decoded at a fraction of their size.
     """
     config.data.image_size = size if size <= 64 else 2 * size
     config.data.fit = "crop" if size <= 64 else "letterbox"
+    config.data.jpeg_margin = 0.0 if size <= 64 else 2.0
 
 
 def randbit_group() -> ConfigDict:

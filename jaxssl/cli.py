@@ -15,7 +15,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from jaxssl import distributed
+from jaxssl import compilation_cache, distributed
 from jaxssl.errors import UserError, sentence_of
 from jaxssl.interruption import Interrupted
 
@@ -23,15 +23,18 @@ RECIPES = pathlib.Path(__file__).parent.parent / "configs"
 """Beside the package, in a checkout as where a wheel is installed."""
 
 _settings: list[tuple[str, ConfigDict]] = []
+_to_say: list[str] = []
 
 
 def announce(text: str) -> None:
     """What a program is about to do, at once: before anything asks for a device.
 
-    Of several processes the first says it, as their launcher numbered them.
+    Of several processes the first says it, as their launcher numbered them. Where `launch` has
+    switched something on that was not asked for, that is said once, after it.
     """
     if os.environ.get("JAX_PROCESS_ID", "0") == "0":
-        print(text, flush=True)
+        print(text, *_to_say, sep="\n", flush=True)
+    _to_say.clear()
 
 
 def define_config_file() -> None:
@@ -48,11 +51,19 @@ def define_settings(name: str, default: ConfigDict) -> None:
 
 
 def launch(program: Callable[[flags.FlagValues], None]) -> None:
-    """Parses the flags and runs ``program``; exits with 2 and one sentence on bad input."""
+    """Parses the flags and runs ``program``; exits with 2 and one sentence on bad input.
+
+    Compiled programs are kept from then on, see `jaxssl.compilation_cache`.
+    """
     app.define_help_flags()
     logging.set_verbosity(logging.WARNING)
     try:
         _parse(sys.argv)
+        if folder := compilation_cache.switch_on():
+            _to_say.append(
+                f"compiled programs are kept in {folder} ({compilation_cache.VARIABLE}= switches "
+                "that off)"
+            )
         program(flags.FLAGS)
         sys.stdout.flush()  # a closed pipe shall be heard of here
     except (Exception, KeyboardInterrupt) as error:

@@ -414,9 +414,13 @@ def make_spec(config: ConfigDict, source: Source, policy: Policy) -> Spec:
     Raises:
       UserError: if the run would not have a single step.
     """
+    schedules = Schedules.from_config(config.hyper, config.epochs, 1)
     # The policy's own word: one that appends channels is believed.
-    hyper = Schedules.from_config(config.hyper, config.epochs, 1).at(traced_scalars(config), 0)
-    views = jax.eval_shape(policy, abstract_batch(source, 1), hyper)
+    views = jax.eval_shape(
+        lambda batch, hyper: policy(batch, schedules.at(hyper, 0)),
+        abstract_batch(source, 1),
+        traced_scalars(config),
+    )
     total_steps = int(len(source) * config.epochs // config.batch_size)
     if total_steps >= MAX_STEPS:
         raise UserError(

@@ -5,7 +5,8 @@ with the value that leaves the old meaning as it was; what has moved is renamed.
 claimed within one format: `changes` says what computes otherwise since.
 
     format 1   before schedules of any scalar, named layers and groups of crops
-    format 2   today
+    format 2   before JPEGs could be decoded at a fraction of their size
+    format 3   today
 """
 
 import fractions
@@ -13,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 
 _CHANGES = {
     1: (
@@ -21,7 +22,8 @@ _CHANGES = {
         "BatchNorm groups hold all views of their images (SimCLR's and Supervised's held one view)",
         "ShuffleBN draws its permutation from the step",
         "LARS shrinks a weight whose gradient is zero by the trust ratio of its decay",
-    )
+    ),
+    2: (),
 }
 
 _POLICY_NUMBERS = {
@@ -40,7 +42,8 @@ _RENAMED = {
     1: {
         "rest/queue/rows/value": "rest/queue/value",
         "rest/queue/position/value": "rest/position/value",
-    }
+    },
+    2: {},
 }
 # The kernel that meets the image, whose input channels are those of the views.
 _FIRST_KERNELS = {
@@ -51,7 +54,7 @@ _FIRST_KERNELS = {
 }
 _CLASSIFIER = "params/classifier/kernel/value"
 # Leaves that are no longer kept.
-_DROPPED = {1: ("rest/shuffle_key/value", "rest/updates/value")}
+_DROPPED = {1: ("rest/shuffle_key/value", "rest/updates/value"), 2: ()}
 
 
 def changes(form: int) -> list[str]:
@@ -72,6 +75,8 @@ def upgrade_config(content: Mapping[str, Any]) -> dict[str, Any]:
     config = content["config"]
     if form < 2:
         config = _config_from_1(config)
+    if form < 3:
+        config = _config_from_2(config)
     return {**content, "format": form, "config": config}
 
 
@@ -111,6 +116,10 @@ def _config_from_1(old: Mapping[str, Any]) -> dict[str, Any]:
     config["data"] = {"fit": "crop", "background": [255, 255, 255], "scale": [], **config["data"]}
     config["run"] = {"save_every_minutes": 0.0, **config["run"]}
     return config
+
+
+def _config_from_2(old: Mapping[str, Any]) -> dict[str, Any]:
+    return {**old, "data": {**old["data"], "jpeg_margin": 0.0}}
 
 
 def _views_from_1(old: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_cpu_collective_call_warn_stuck_timeout_seconds=300"
     " --xla_cpu_collective_call_terminate_timeout_seconds=1200"
 )
+os.environ["JAXSSL_CACHE"] = ""  # what programs keep for their next start; tests start anew
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 PLAIN_CODE = " --xla_cpu_use_fusion_emitters=false"
 

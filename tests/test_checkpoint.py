@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxssl import checkpoint
 from jaxssl.checkpoint import CheckpointReader, Checkpoints
 from jaxssl.errors import UserError
+from jaxssl.upgrade import FORMAT
 
 
 @jax.tree_util.register_dataclass
@@ -235,7 +236,9 @@ def test_an_added_or_a_half_copied_file_is_found(tmp_path, warnings_logged):
 def test_a_checkpoint_of_a_newer_format_is_left_as_it_is(tmp_path, warnings_logged):
     """Whatever else a newer format may hold."""
     save_steps(tmp_path, [1, 2])
-    for content in ('{"format": 3, "step": 2, "files": {}}', '{"format": 4, "parts": []}'):
+    newer = (FORMAT + 1, FORMAT + 2)
+    contents = ('{"format": %d, "step": 2, "files": {}}', '{"format": %d, "parts": []}')
+    for content in (text % form for text, form in zip(contents, newer, strict=True)):
         (tmp_path / "2" / "manifest.json").write_text(content)
         (tmp_path / "2" / "leaves.json").unlink(missing_ok=True)
         with Checkpoints(tmp_path, 1, 0) as checkpoints:

@@ -270,7 +270,10 @@ def test_squares_of_a_share_of_the_picture_are_refused_where_pictures_may_be_lon
     images = np.zeros((9, 8, 8, 1), np.uint8)
     whole = array_source("mine", Split.TRAIN, images, {})
     long = dataclasses.replace(
-        whole, canonical=Canonical(size=(8, 8), fit="letterbox", background=(0, 0, 0), scale=())
+        whole,
+        canonical=Canonical(
+            size=(8, 8), fit="letterbox", background=(0, 0, 0), scale=(), margin=0.0
+        ),
     )
     check_letterbox("overlap", long)
     check_letterbox("patch", whole)

@@ -1,4 +1,4 @@
-"""Runs that the code of format 1 left behind go on, and say what computes otherwise since."""
+"""Runs that older code left behind go on, and say what computes otherwise since."""
 
 import dataclasses
 import fractions
@@ -78,6 +78,25 @@ def test_an_old_run_goes_on_and_says_what_computes_otherwise(method, tmp_path, c
         config.run.stop_step = 13
     pretrain(config, workdir)
     assert "computed otherwise" not in capsys.readouterr().out
+
+
+def test_a_run_of_format_2_decodes_jpegs_in_full(tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(OLD.parent / "format2" / "simclr", workdir)
+    assert read_info(workdir)["format"] == 2
+    before = read_metrics(workdir)
+    config = recipe_of_today("simclr")
+    with config.unlocked():
+        config.data.jpeg_margin = 2.0
+    with pytest.raises(UserError, match=r"data\.jpeg_margin: 0\.0 -> 2\.0"):
+        pretrain(config, workdir)
+    with config.unlocked():
+        config.data.jpeg_margin = 0.0
+        config.run.stop_step = 7
+    assert config_differences(read_config(workdir), config) == []
+    pretrain(config, workdir)
+    assert read_metrics(workdir)[: len(before)] == before
+    assert read_info(workdir)["format"] == FORMAT
 
 
 def test_an_old_run_keeps_its_identity(tmp_path):

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, UInt8, UInt64
 from PIL import Image
-from scipy.fft import next_fast_len
 
 AnyArray = Array | np.ndarray
 Images = UInt8[AnyArray, "*b h w c"] | Float[AnyArray, "*b h w c"]
@@ -330,6 +329,8 @@ def _mirror_matrix(taps: np.ndarray, length: int) -> np.ndarray:
 
 def _correlate_fft(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """On the host, where matrix products would take threads that data workers need."""
+    from scipy.fft import next_fast_len  # here, since it takes as long to import as Flax
+
     height, width = images.shape[-3:-1]
     reach = len(kernel) // 2
     border = [(0, 0)] * (images.ndim - 3) + [(reach, reach), (reach, reach), (0, 0)]

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from jaxssl.errors import UserError, choose
+from jaxssl.ranges import AT_LEAST_ONE
 
 NO_CLASS = 255
 NO_LABEL = -1
@@ -77,19 +78,22 @@ class Canonical:
       background: RGB, 0 to 255, of the ground that shows through where an image is transparent.
       scale: (low, high), the values that become 0 and 255 in an image of more than 8 bits; (): such
         images are refused.
+      margin: pixels, along an axis, that a JPEG which is decoded at 1/2, 1/4 or 1/8 must keep for
+        each of the canonical image; 0: all are decoded in full.
     """
 
     size: Size
     fit: str
     background: tuple[int, int, int]
     scale: Scale
+    margin: float
 
     @classmethod
     def from_config(cls, data: ConfigDict, size: Size | None = None) -> "Canonical":
         """What the ``data`` group says.
 
         Args:
-          data: reads ``image_size``, ``fit``, ``background`` and ``scale``.
+          data: reads ``image_size``, ``fit``, ``background``, ``scale`` and ``jpeg_margin``.
           size: (height, width) that all images of the set have; None: they vary, and become
             ``image_size``.
 
@@ -110,16 +114,30 @@ class Canonical:
                 f"--config.data.background={background} is no colour: give red, green and blue as "
                 "integers from 0 to 255, such as (255, 255, 255) for white."
             )
+        if data.jpeg_margin != 0 and not AT_LEAST_ONE.holds(data.jpeg_margin):
+            raise UserError(
+                f"--config.data.jpeg_margin={data.jpeg_margin} must be at least 1, or 0 to decode "
+                "every JPEG in full."
+            )
         return cls(
             size=size or (data.image_size, data.image_size),
             fit=data.fit,
             background=background,
             scale=checked_scale(data.scale),
+            margin=data.jpeg_margin,
         )
 
     def place(self, size: Size) -> Placement:
         """Where the pixels of an image of this (height, width) lie."""
         return FITS[self.fit](size, self.size)
+
+    def reduction(self, size: Size) -> int:
+        """By how much a JPEG of this (height, width) may be reduced as it is decoded: 1, 2, 4, 8.
+
+        A function of the sizes alone, so that the canonical image stays one of the file alone.
+        """
+        scale = min(self.place(size)[2:4])
+        return max((r for r in (2, 4, 8) if 0 < r * self.margin <= scale), default=1)
 
 
 def checked_scale(scale: Scale) -> Scale:
@@ -194,16 +212,26 @@ def fitted(
     canonical: Canonical,
     resampling: PIL.Image.Resampling,
     padding: int,
+    size: Size | None = None,
+    reduction: int = 1,
 ) -> np.ndarray:
     """The image at the canonical size, with ``padding`` where the picture does not reach.
+
+    Args:
+      image: what is brought there.
+      canonical: the size.
+      resampling: by which filter.
+      padding: value of the pixels around it.
+      size: (height, width) that it had before it was reduced; None: it was not.
+      reduction: pixels of then a pixel of it, along an axis.
 
     Returns:
       uint8 [H, W] or [H, W, C], as the image's mode has it.
     """
-    size = (image.height, image.width)
+    size = size or (image.height, image.width)
     placement = canonical.place(size)
     if size != canonical.size:
-        image = _resampled(image, placement, resampling)
+        image = _resampled(image, placement, resampling, reduction)
     pixels = np.asarray(image)
     if placement.content == canonical.size:
         return pixels
@@ -214,9 +242,13 @@ def fitted(
 
 
 def _resampled(
-    image: PIL.Image.Image, placement: Placement, resampling: PIL.Image.Resampling
+    image: PIL.Image.Image,
+    placement: Placement,
+    resampling: PIL.Image.Resampling,
+    reduction: int = 1,
 ) -> PIL.Image.Image:
-    top, left, scale_y, scale_x, (height, width) = placement
+    (height, width) = placement.content
+    top, left, scale_y, scale_x = (value / reduction for value in placement[:4])
     right = left + min(width * scale_x, image.width)
     bottom = top + min(height * scale_y, image.height)
     return image.resize((width, height), resampling, box=(left, top, right, bottom))

@@ -2,7 +2,8 @@
 
 A picture is what a viewer shows: turned upright by its EXIF orientation, and composed on a ground
 of one colour where it is transparent. A mask is what was stored: sample values that are classes.
-Annotations (boxes, masks) are of the picture as it is shown.
+Annotations (boxes, masks) are of the picture as it is shown. A JPEG that is much larger than what
+it is brought to is decoded at 1/2, 1/4 or 1/8, from its lower frequencies alone.
 """
 
 import ctypes
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 import PIL.Image
+import PIL.JpegImagePlugin
 from jaxtyping import UInt8
 
 from jaxssl.data.canonical import (
@@ -41,6 +43,7 @@ _UPRIGHT = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
+_LYING = [turn for number, turn in _UPRIGHT.items() if number >= 5]  # sides change places
 # What Pillow makes of a stored sample of so many bits: 255 at most, by this factor.
 _FACTORS = {"1": 1, "L": 1, "L;2": 85, "L;4": 17, "P": 1, "P;1": 1, "P;2": 1, "P;4": 1}
 _GREY_FACTORS = {samples: _FACTORS[samples] for samples in ("L;2", "L;4")}
@@ -101,14 +104,14 @@ def decode_image(
       UserError: if the file cannot be read, or has more than 8 bits a channel and
         ``canonical.scale`` does not say what becomes of them.
     """
+    opened = _opened(encoded, where, upright=upright, canonical=canonical)
     image = _composed(
-        _in_8_bits(_opened(encoded, where, upright=upright), canonical, where),
-        "L" if channels == 1 else "RGB",
-        canonical,
-        where,
+        _in_8_bits(opened, canonical, where), "L" if channels == 1 else "RGB", canonical, where
     )
-    size = (image.height, image.width)
-    pixels = fitted(image, canonical, PIL.Image.Resampling.BICUBIC, padding=0)
+    size = opened.size
+    pixels = fitted(
+        image, canonical, PIL.Image.Resampling.BICUBIC, 0, size=size, reduction=opened.reduction
+    )
     return Decoded(pixels.reshape(*canonical.size, channels), size, canonical.place(size).content)
 
 
@@ -150,18 +153,29 @@ class _Opened(NamedTuple):
       samples: how they were stored, Pillow's raw mode (``"L;4"``: grey of 4 bits); "": unknown.
       highest: the stored value of white, where the file says it (PGM), otherwise 255.
       kind: format of the file, such as "PNG"; with TIFF also its compression.
+      size: (height, width) of the picture as it is shown.
+      reduction: pixels of the picture a pixel of ``image``, along an axis.
     """
 
     image: PIL.Image.Image
     samples: str
     highest: int
     kind: str
+    size: Size
+    reduction: int
 
 
-def _opened(encoded: str | bytes | np.ndarray | None, where: str, *, upright: bool) -> _Opened:
+def _opened(
+    encoded: str | bytes | np.ndarray | None,
+    where: str,
+    *,
+    upright: bool,
+    canonical: Canonical | None = None,
+) -> _Opened:
+    """The decoded file; with ``canonical``, a JPEG only as far as that needs it."""
     if isinstance(encoded, np.ndarray):
-        grey = encoded.shape[-1] == 1
-        return _Opened(PIL.Image.fromarray(encoded.squeeze(-1) if grey else encoded), "", 255, "")
+        image = PIL.Image.fromarray(encoded.squeeze(-1) if encoded.shape[-1] == 1 else encoded)
+        return _Opened(image, "", 255, "", (image.height, image.width), 1)
     # Read first, so that what goes wrong after it is the content's fault.
     content = read_bytes(encoded) if isinstance(encoded, str) else encoded
     _quiet_pillow()
@@ -174,11 +188,18 @@ def _opened(encoded: str | bytes | np.ndarray | None, where: str, *, upright: bo
             if kind == "TIFF":
                 _quiet_libtiff()
                 kind = f"TIFF with {file.info.get('compression')}"
+            whole = file.size
+            reduction = 1
+            if canonical is not None and isinstance(file, PIL.JpegImagePlugin.JpegImageFile):
+                reduction = _reduced(file, canonical, upright=upright)
             file.load()
             clear, factor = file.info.get("transparency"), _GREY_FACTORS.get(samples, 1)
             if isinstance(clear, int) and clear * factor <= 255:
                 file.info["transparency"] = clear * factor  # Pillow leaves it as it was stored
-            return _Opened(_upright(file) if upright else file, samples, highest, kind)
+            turn = _UPRIGHT.get(_orientation(file)) if upright else None
+            image = file if turn is None else file.transpose(turn)
+            shown = image.size if reduction == 1 else _turned(whole, turn)
+            return _Opened(image, samples, highest, kind, shown[::-1], reduction)
     except PIL.UnidentifiedImageError as error:
         raise UnreadableImageError(where, "its content is of no kind that Pillow reads") from error
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
@@ -217,17 +238,38 @@ def _samples(file: PIL.Image.Image) -> tuple[str, int]:
     return "", 255
 
 
-def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+def _orientation(image: PIL.Image.Image) -> int:
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # Pillow has no one exception for damaged EXIF data; viewers ignore them
-        orientation = 1
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _turned(size: tuple[int, int], turn: PIL.Image.Transpose | None) -> tuple[int, int]:
+    """(width, height) of an image of that size after it is turned."""
+    return size[::-1] if turn in _LYING else size
+
+
+def _reduced(
+    file: PIL.JpegImagePlugin.JpegImageFile, canonical: Canonical, *, upright: bool
+) -> int:
+    """Has a JPEG decoded at a fraction of its sides, rounded up; the reduction that it gets."""
+    turn = _UPRIGHT.get(_orientation(file)) if upright else None
+    width, height = file.size
+    reduction = canonical.reduction(_turned(file.size, turn)[::-1])
+    # Of sides that it does not divide the last pixel is not whole, and turned it would come first.
+    while turn is not None and (width % reduction or height % reduction):
+        reduction //= 2
+    if reduction > 1:
+        file.draft(None, (width // reduction, height // reduction))
+        if file.size != (-(-width // reduction), -(-height // reduction)):
+            raise ValueError(f"Pillow made {file.size} of {(width, height)}")
+    return reduction
 
 
 def _in_8_bits(opened: _Opened, canonical: Canonical, where: str) -> PIL.Image.Image:
-    image, samples, highest, _ = opened
+    image, samples, highest = opened[:3]
     if image.mode[0] in "IF":
         values = np.asarray(image)
         if highest not in (255, MAX_16_BITS):  # Pillow has stretched them

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 from absl import logging
 
+from jaxssl.data import decoded
 from jaxssl.data.decoding import UnreadableImageError
 from jaxssl.data.examples import ArraySource, Rows, Source, SourceFields, shared_fields
 from jaxssl.errors import UserError
@@ -67,9 +68,32 @@ def without_unreadable(source: Source) -> Source:
     return dataclasses.replace(rest, left_out=len(unreadable))
 
 
-def in_memory(source: Source) -> ArraySource:
-    """Decodes every example of a source once, in parallel threads."""
-    logging.info("decoding %d images of %s into memory", len(source), source.name)
+def in_memory(source: Source, key: str | None = None) -> ArraySource:
+    """Decodes every example of a source once, in parallel threads.
+
+    Args:
+      source: the examples.
+      key: under which to keep them for the next start (see `jaxssl.data.decoded`); None: not.
+    """
+    arrays = None if key is None else decoded.read(key)
+    if arrays is None:
+        logging.info("decoding %d images of %s into memory", len(source), source.name)
+        arrays = _decode(source)
+        if key is not None:
+            decoded.keep(key, arrays)
+    return ArraySource(
+        **shared_fields(source),
+        images=arrays.pop("images"),
+        sizes=arrays.pop("sizes"),
+        contents=arrays.pop("contents"),
+        targets={name.removeprefix(_TARGET): values for name, values in arrays.items()},
+    )
+
+
+_TARGET = "target-"
+
+
+def _decode(source: Source) -> dict[str, np.ndarray]:
     images = np.empty((len(source), *source.image_shape), np.uint8)
     sizes, contents = (np.empty((len(source), 2), np.int32) for _ in range(2))
 
@@ -80,10 +104,5 @@ def in_memory(source: Source) -> ArraySource:
         return batch["targets"]
 
     parts = map_chunks(decode, len(source))
-    return ArraySource(
-        **shared_fields(source),
-        images=images,
-        targets={key: np.concatenate([part[key] for part in parts]) for key in parts[0]},
-        sizes=sizes,
-        contents=contents,
-    )
+    targets = {_TARGET + name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {"images": images, "sizes": sizes, "contents": contents, **targets}

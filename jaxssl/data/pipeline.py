@@ -6,14 +6,14 @@ straddle epochs, nothing is dropped, and a batch size, a restart or a number of 
 the same sequence elsewhere. Nothing has to be saved to resume but the number of the step.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import os
 import weakref
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
-import grain
 import jax
 import numpy as np
 from absl import flags
@@ -94,15 +94,15 @@ class Repeats(NamedTuple):
 
 
 MAX_BORDERS = 100
-MAX_SORTED_ROWS = 10**7
+MAX_ROWS_PASSED = 10**7
 
 
 def repeats(n: int, batch_size: int, data_seed: int, num_steps: int) -> Repeats:
     """How many batches of a run hold an image twice, and how many of them on average.
 
     Exact for up to `MAX_BORDERS` borders between epochs, or fewer in a set of more than 50,000
-    images, since the order of each epoch takes a sort; of more, as many are looked at, evenly
-    spread, and the number of batches is theirs in proportion.
+    images, since each takes a pass over two epochs; of more, as many are looked at, evenly spread,
+    and the number of batches is theirs in proportion.
 
     Args:
       n: rows of the set, at least ``batch_size``.
@@ -113,16 +113,23 @@ def repeats(n: int, batch_size: int, data_seed: int, num_steps: int) -> Repeats:
     last = max(num_steps * batch_size - 1, 0) // n  # the last epoch that is begun
     cut = np.arange(1, last + 1)
     cut = cut[cut * n % batch_size != 0]
-    looked_at = max(min(len(cut), MAX_BORDERS, MAX_SORTED_ROWS // (2 * n)), 1)
+    looked_at = max(min(len(cut), MAX_BORDERS, MAX_ROWS_PASSED // (2 * n)), 1)
     counts = []
     for epoch in cut[np.arange(looked_at) * len(cut) // looked_at] if len(cut) else ():
         before = int(epoch * n % batch_size)  # rows that the batch has of the epoch that ends
-        ending, beginning = (order(data_seed, int(e), n) for e in (epoch - 1, epoch))
-        counts.append(len(np.intersect1d(ending[n - before :], beginning[: batch_size - before])))
+        ending = _part(data_seed, int(epoch) - 1, n, slice(n - before, n))
+        beginning = _part(data_seed, int(epoch), n, slice(0, batch_size - before))
+        counts.append(len(np.intersect1d(ending, beginning)))
     found = [count for count in counts if count]
     share = len(found) / max(len(counts), 1)
     mean = float(np.mean(found)) if found else 0.0
     return Repeats(round(share * len(cut)), mean, exact=len(counts) == len(cut))
+
+
+def _part(data_seed: int, epoch: int, n: int, part: slice) -> Int[np.ndarray, " m"]:
+    """The rows at one end of `order`, themselves in no order: without the sort that it takes."""
+    bits = host_bits(data_seed, Purpose.ORDER, Split.TRAIN, epoch, 0).random_raw(n)
+    return np.argpartition(bits, part.start or part.stop)[part]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +156,20 @@ class _EvalReader:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Shared:
+    """Another reader, whose entries are shared out among threads: for images to be decoded."""
+
+    read: _TrainReader | _EvalReader
+    threads: concurrent.futures.Executor
+    parts: int
+
+    def __call__(self, entries: np.ndarray) -> Batch:
+        parts = np.array_split(entries, min(self.parts, len(entries)))
+        read = list(self.threads.map(self.read, parts))
+        return jax.tree.map(lambda *rows: np.concatenate(rows), *read)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Blocks:
     """The contiguous block that one process reads of each global batch of a sequence of entries."""
 
@@ -166,11 +187,6 @@ class _Blocks:
     def entries(self, step: int) -> np.ndarray:
         return np.arange(self.first(step), self.first(step) + self.local_size)
 
-    def entry(self, local: int) -> np.ndarray:
-        """The ``local``-th entry that this process reads, counted from step 0."""
-        step, offset = divmod(local, self.local_size)
-        return np.array([self.first(step) + offset])
-
 
 class Batches(Iterator[Batch]):
     """An iterator that stops its threads and processes when it is closed, dropped or used up.
@@ -179,9 +195,19 @@ class Batches(Iterator[Batch]):
     that Grain needs to stop its processes are gone, so a finalizer does it before.
     """
 
-    def __init__(self, dataset: grain.IterDataset) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        threads: concurrent.futures.Executor | None = None,
+    ) -> None:
+        """Begins to read.
+
+        Args:
+          dataset: the batches, a ``grain.IterDataset``.
+          threads: what it reads in besides Grain's own; ended with it.
+        """
         self._held = [iter(dataset)]
-        self._finalizer = weakref.finalize(self, _close, self._held)
+        self._finalizer = weakref.finalize(self, _close, self._held, threads)
 
     def __next__(self) -> Batch:
         if not self._held:
@@ -197,8 +223,10 @@ class Batches(Iterator[Batch]):
         self._finalizer()
 
 
-def _close(held: list[grain.DatasetIterator]) -> None:
+def _close(held: list[Any], threads: concurrent.futures.Executor | None) -> None:
     held.pop().close()
+    if threads is not None:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def train_batches(
@@ -224,8 +252,9 @@ def train_batches(
       process_index: number of this process.
       process_count: number of processes; each reads B / process_count rows a step.
       prefetch: batches to have ready ahead of the one asked for; 0: none, in the caller's thread.
-      workers: processes that read and decode, for sources that are not in memory; 0: threads. They
-        take seconds to start and pay where decoding and corruption are held up by Python's lock.
+      workers: processes that read and decode, a batch each, for sources that are not in memory; 0:
+        threads that share out each batch. Processes take seconds to start and pay where decoding
+        and corruption are held up by Python's lock.
 
     Returns:
       An iterator of batches as `Source.gather` gives them. Closing or dropping it stops the read.
@@ -237,7 +266,7 @@ def train_batches(
     blocks = _blocks(source, batch_size, process_index, process_count)
     check_distinct(source, batch_size)
     read = _TrainReader(source, data_seed)
-    return Batches(_dataset(read, blocks, start_step, num_steps, prefetch, workers))
+    return _batches(read, blocks, start_step, num_steps, prefetch, workers)
 
 
 def check_distinct(source: Source, batch_size: int) -> None:
@@ -288,7 +317,7 @@ def eval_batches(
     blocks = _blocks(source, batch_size, process_index, process_count)
     num_batches = -(-len(source) // batch_size)
     read = _EvalReader(source)
-    return Batches(_dataset(read, blocks, 0, num_batches, prefetch, workers))
+    return _batches(read, blocks, 0, num_batches, prefetch, workers)
 
 
 def _blocks(source: Source, batch_size: int, process_index: int, process_count: int) -> _Blocks:
@@ -306,39 +335,41 @@ def _blocks(source: Source, batch_size: int, process_index: int, process_count: 
     return _Blocks(batch_size, process_index, process_count)
 
 
-def _dataset(
+def _batches(
     read: _TrainReader | _EvalReader,
     blocks: _Blocks,
     start: int,
     stop: int,
     prefetch: int,
     workers: int,
-) -> grain.IterDataset:
-    """Batches ``start`` .. ``stop - 1``, read ahead in threads or processes."""
+) -> Batches:
+    """Batches ``start`` .. ``stop - 1``, read ahead in threads or processes.
+
+    The batch is Grain's element: one costs about 60 us however trivial it is, and one of another
+    process is copied, so that rows as elements would take longer to hand on than small images to
+    decode.
+    """
+    import grain  # here, for a tenth of a second before a program's first word
+
     cores = os.cpu_count() or 1
-    if read.source.vectorised:
-        # A Grain element costs about 60 us however trivial it is, so here the batch is the element.
-        dataset = grain.MapDataset.range(start, stop).map(lambda k: read(blocks.entries(k)))
-        return dataset.to_iter_dataset(_read_options(min(prefetch, cores), prefetch))
-    size = blocks.local_size
-    dataset = grain.MapDataset.range(start * size, stop * size).map(
-        lambda local: jax.tree.map(lambda leaf: leaf[0], read(blocks.entry(local)))
+    decodes = not read.source.vectorised
+    threads: concurrent.futures.Executor | None = None
+    reader: Callable[[np.ndarray], Batch] = read
+    if decodes and prefetch and not workers:
+        threads = concurrent.futures.ThreadPoolExecutor(cores)
+        reader = _Shared(read, threads, 4 * cores)
+    dataset = grain.MapDataset.range(start, stop).map(lambda k: reader(blocks.entries(k)))
+    if not decodes or not workers:
+        # Two batches in the making keep the threads busy while one of them is put together.
+        making = min(prefetch, 2 if threads else cores)
+        options = grain.ReadOptions(making, max(prefetch, making))
+        return Batches(dataset.to_iter_dataset(options), threads)
+    # Grain asks absl for its own flags, which raises in a program that parses none.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    ahead = max(prefetch // workers, 1)
+    return Batches(
+        dataset.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(
+            grain.MultiprocessingOptions(workers, ahead)
+        )
     )
-    readers = max(workers, 1)
-    threads = max(cores // readers, 1) if prefetch else 0
-    ahead = max(prefetch * size // readers, 1)
-    records = dataset.to_iter_dataset(_read_options(threads, ahead))
-    if workers:
-        # Grain asks absl for its own flags, which raises in a program that parses none.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        records = records.mp_prefetch(grain.MultiprocessingOptions(workers, ahead))
-    batches = records.batch(size)
-    if not prefetch:
-        return batches
-    # Putting a batch together takes the time of a step, so it is not left to the caller's thread.
-    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1)
-
-
-def _read_options(threads: int, buffer: int) -> grain.ReadOptions:
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(buffer, threads))

@@ -7,6 +7,8 @@ alone: no draw, no seed.
 import contextlib
 import dataclasses
 import fractions
+import importlib.util
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -168,20 +170,35 @@ def _open_digits(config: ConfigDict, published: str) -> ArraySource:
     They ship without a split. Neighbours in the file come from the same writers, so a test split
     must be a contiguous part: the last 360 images in file order.
     """
-    import sklearn.datasets
-
     check_unscaled(config.scale, "digits")
-    bunch = sklearn.datasets.load_digits()
+    images, labels = _digits()
     part = slice(-DIGITS_TEST, None) if published == "test" else slice(None, -DIGITS_TEST)
-    images = np.rint(bunch.images[part, :, :, None] * (255 / 16)).astype(np.uint8)
     return array_source(
         "digits",
         PUBLISHED[published],
-        images,
-        {"label": bunch.target[part].astype(np.int32)},
+        np.rint(images[part, :, :, None] * (255 / 16)).astype(np.uint8),
+        {"label": labels[part].astype(np.int32)},
         num_classes=10,
         class_names=tuple(str(digit) for digit in range(10)),
     )
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images [N, 8, 8] and labels [N] of scikit-learn's file.
+
+    Its package takes longer to import than the quickstart to trace, so that the file is read as it
+    lies there, and the package asked only where it lies elsewhere.
+    """
+    package = importlib.util.find_spec("sklearn")
+    for folder in package.submodule_search_locations or () if package else ():
+        path = pathlib.Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            rows = np.loadtxt(path, delimiter=",")
+            return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
+    import sklearn.datasets
+
+    bunch = sklearn.datasets.load_digits()
+    return bunch.images, bunch.target
 
 
 KINDS = {
@@ -415,7 +432,8 @@ def load(config: ConfigDict, split: str, *, memory_limit_bytes: int = 2**31) -> 
         all cuts are then decoded once more, now, and the unreadable ones left out.
       split: ``"pretrain"``, ``"train"``, ``"validation"`` or ``"test"``.
       memory_limit_bytes: a set whose canonical images take at most this is decoded once into
-        memory; a larger one is read record by record. The batches are the same.
+        memory, those of a TFDS set once for all starts (`jaxssl.data.decoded`); a larger one is
+        read record by record. The batches are the same.
 
     Raises:
       UserError: if the set, the split or as many examples are not to be had.
@@ -436,5 +454,5 @@ def load(config: ConfigDict, split: str, *, memory_limit_bytes: int = 2**31) -> 
     if skip and not source.vectorised:
         source = without_unreadable(source)
     if not source.vectorised and len(source) * np.prod(source.image_shape) <= memory_limit_bytes:
-        return in_memory(source)
+        return in_memory(source, source.decoded_key() if isinstance(source, TfdsSource) else None)
     return source

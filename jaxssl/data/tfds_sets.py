@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import PIL
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -26,6 +27,7 @@ from jaxssl.randomness import Split
 # The published test images of these have no labels: what everyone tests on is validation.
 TESTED_ON_VALIDATION = ("imagenet2012", "places365_small", "coco", "voc/2012")
 MAX_OBJECTS = 128
+_DECODING = 1  # one more whenever `jaxssl.data.decoding` makes other pixels of the same file
 
 Targets = dict[str, np.ndarray]
 ReadTargets = Callable[[dict[str, Any], Size, Canonical, str], Targets]
@@ -91,11 +93,13 @@ class TfdsSource(SourceFields):
       numbers: int32, the label of each published one; None: as published.
       form: what each image is brought to, also where all have one size.
       version: name and version of the set, and the bytes of its files.
+      files: name, size and time of change of each of its files.
     """
 
     records: Any
     form: Canonical
     version: str
+    files: Sequence[tuple[str, int, int]]
     beside: ReadTargets | None = None
     numbers: np.ndarray | None = None
     vectorised: bool = dataclasses.field(default=False, init=False)
@@ -138,6 +142,20 @@ class TfdsSource(SourceFields):
         """See `Source.fingerprint`."""
         numbers = None if self.numbers is None else self.numbers.tolist()
         return {"content": digests.of_json([self.version, numbers])}
+
+    def decoded_key(self) -> str | None:
+        """A digest of everything that the decoded arrays are a function of.
+
+        None where they hold more than images and labels, whose making may change.
+        """
+        if self.beside is not None:
+            return None
+        numbers = None if self.numbers is None else self.numbers.tolist()
+        rows = {"positions": self.positions, "splits": self.splits}
+        form = dataclasses.asdict(self.form)
+        made_by = [_DECODING, PIL.__version__, self.num_classes, numbers]
+        of = [self.version, self.files, self.image_shape, form, digests.of_arrays(rows)]
+        return digests.of_json([*made_by, *of])
 
     def _records(self, rows: Rows) -> Sequence[dict[str, Any]]:
         with _whole_files(self.name):
@@ -288,4 +306,13 @@ def open_tfds(config: ConfigDict, published: str) -> TfdsSource:
         beside=beside,
         form=form,
         version=" ".join(map(str, [builder.info.full_name, *(part.num_bytes for part in parts)])),
+        files=[_stamp(path) for part in parts for path in part.filepaths],
     )
+
+
+def _stamp(path: os.PathLike[str]) -> tuple[str, int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:  # said in words when it is read
+        return os.path.basename(path), -1, 0
+    return os.path.basename(path), status.st_size, status.st_mtime_ns

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,15 +48,13 @@ class Blueprint:
     Attributes:
       graph: the static part of the method, the other half of ``params`` and ``rest``.
       optimizer: see `jaxssl.training.optim`.
-      method: the ``method`` group of the config.
-      encoder: the ``encoder`` group of the config.
+      build: from an initial seed to ``params`` and ``rest``; jitted.
       spec: what the data and the run are like.
     """
 
     graph: nnx.GraphDef
     optimizer: optax.GradientTransformationExtraArgs
-    method: ConfigDict
-    encoder: ConfigDict
+    build: Callable[[UInt[Array, ""]], tuple[nnx.State, nnx.State]]
     spec: Spec
 
     @classmethod
@@ -67,12 +66,20 @@ class Blueprint:
         Raises:
           UserError: if the method, the encoder or the optimizer does not fit.
         """
-        graph, params, _ = split(nnx.eval_shape(lambda: build_method(method, encoder, spec, 0)))
-        return cls(graph, make_optimizer(optimizer, params), method, encoder, spec)
+        graphs = []
+
+        @jax.jit  # so that states are made from the one trace that is made here
+        def build(init_seed: UInt[Array, ""]) -> tuple[nnx.State, nnx.State]:
+            graph, params, rest = split(build_method(method, encoder, spec, init_seed))
+            graphs.append(graph)
+            return params, rest
+
+        params, _ = jax.eval_shape(build, jax.ShapeDtypeStruct((), jnp.uint32))
+        return cls(graphs[0], make_optimizer(optimizer, params), build, spec)
 
     def init(self, init_seed: UInt[Array, ""]) -> TrainState:
         """A fresh state; pure, for ``jax.jit``: one compilation serves every seed."""
-        params, rest = split(build_method(self.method, self.encoder, self.spec, init_seed))[1:]
+        params, rest = self.build(init_seed)
         return TrainState(jnp.zeros((), jnp.int32), params, rest, self.optimizer.init(params))
 
     def abstract(self, mesh: Mesh) -> TrainState:
@@ -87,7 +94,7 @@ class Blueprint:
 
     @functools.cached_property
     def _shapes(self) -> TrainState:
-        return jax.eval_shape(self.init, jnp.uint32(0))
+        return jax.eval_shape(self.init, jax.ShapeDtypeStruct((), jnp.uint32))
 
 
 def split(method: Method) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

@@ -45,6 +45,7 @@ def data_config():
         fit="crop",
         background=(255, 255, 255),
         scale=(),
+        jpeg_margin=0.0,
     ):
         return ConfigDict(
             {
@@ -59,6 +60,7 @@ def data_config():
                 "fit": fit,
                 "background": background,
                 "scale": scale,
+                "jpeg_margin": jpeg_margin,
             }
         )
 

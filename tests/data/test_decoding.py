@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import PIL.Image
+import PIL.JpegImagePlugin
 import pytest
 
 from jaxssl.data.canonical import Canonical
@@ -16,8 +17,10 @@ from jaxssl.data.sources import load
 from jaxssl.errors import UserError
 
 
-def form(height, width, *, fit="crop", background=(255, 255, 255), scale=()):
-    return Canonical(size=(height, width), fit=fit, background=background, scale=scale)
+def form(height, width, *, fit="crop", background=(255, 255, 255), scale=(), margin=0.0):
+    return Canonical(
+        size=(height, width), fit=fit, background=background, scale=scale, margin=margin
+    )
 
 
 def encoded(image, kind, **options):
@@ -108,6 +111,71 @@ def test_a_mask_lies_on_its_object_as_it_is_shown(data_config, tmp_path, orienta
         mask_folder(tmp_path, picture, encoded(PIL.Image.fromarray(stored.copy()), "PNG"))
         with pytest.raises(UserError, match=r"16 x 24 pixels but its image has 24 x 16, upright"):
             load(config, "train")
+
+
+# JPEGs decoded at a fraction of their size.
+
+
+def photograph(width, height, orientation=1):
+    """A JPEG without fine detail, as large photographs are."""
+    coarse = np.random.default_rng(0).integers(0, 256, (height // 20, width // 20, 3), np.uint8)
+    smooth = PIL.Image.fromarray(coarse).resize((width, height), PIL.Image.Resampling.BICUBIC)
+    return with_orientation(np.asarray(smooth), orientation, "JPEG", quality=95)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(
+    ("width", "height", "target", "fit", "reduction"),
+    [
+        (320, 240, (32, 32), "crop", 2),  # 7.5 pixels for one: at 1/4 less than two would be left
+        (323, 241, (24, 24), "crop", 4),  # sides that 4 does not divide
+        (640, 480, (16, 16), "crop", 8),
+        (480, 320, (64, 64), "letterbox", 2),
+        (320, 240, (64, 64), "crop", 1),
+    ],
+)
+def test_a_large_jpeg_is_decoded_in_part_and_looks_the_same(
+    width, height, target, fit, reduction, orientation, monkeypatch
+):
+    if orientation != 1 and width % 2:
+        reduction = 1  # the part pixel would come first
+    sides = []
+    load_pixels = PIL.JpegImagePlugin.JpegImageFile.load
+
+    def noting(file):
+        sides.append(file.size)
+        return load_pixels(file)
+
+    content = photograph(width, height, orientation)
+    full = decode_image(content, form(*target, fit=fit), 3, "it")
+    monkeypatch.setattr(PIL.JpegImagePlugin.JpegImageFile, "load", noting)
+    found = decode_image(content, form(*target, fit=fit, margin=2.0), 3, "it")
+    assert sides[0] == (-(-width // reduction), -(-height // reduction))
+    assert (found.size, found.content) == (full.size, full.content)
+    assert found.size == ((width, height) if orientation == 6 else (height, width))
+    difference = np.abs(found.pixels.astype(int) - full.pixels)
+    assert difference.mean() < 1.5
+    # Half a pixel elsewhere would be another picture by more than that.
+    shifted = np.abs(full.pixels[:, 1:].astype(int) - full.pixels[:, :-1]).mean() / 2
+    assert reduction == 1 or difference.mean() < shifted / 3
+    assert reduction > 1 or not difference.any()
+
+
+def test_other_formats_and_small_margins_are_as_they_were():
+    smooth = PIL.Image.open(io.BytesIO(photograph(320, 240)))
+    content = encoded(smooth, "PNG")
+    full, found = (
+        decode_image(content, form(16, 16, margin=margin), 3, "it") for margin in (0.0, 2.0)
+    )
+    np.testing.assert_array_equal(full.pixels, found.pixels)
+    assert form(16, 16, margin=0.0).reduction((960, 960)) == 1
+    assert form(16, 16, margin=1.0).reduction((960, 960)) == 8
+    assert form(120, 120, margin=4.0).reduction((960, 961)) == 2
+
+
+def test_a_margin_that_would_enlarge_is_refused(data_config, folder):
+    with pytest.raises(UserError, match=r"--config\.data\.jpeg_margin=0\.5 must be at least 1, or"):
+        load(data_config("folder", folder, 8, jpeg_margin=0.5), "train")
 
 
 # Transparency.
@@ -299,7 +367,7 @@ SCRIPT = """
     import sys
     from jaxssl.data.canonical import Canonical
     from jaxssl.data.decoding import UnreadableImageError, decode_image
-    form = Canonical(size=(2, 2), fit="crop", background=(0, 0, 0), scale=())
+    form = Canonical(size=(2, 2), fit="crop", background=(0, 0, 0), scale=(), margin=2.0)
     for path in sys.argv[1:]:
         try:
             decode_image(path, form, 3, path)

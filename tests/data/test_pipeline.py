@@ -295,8 +295,8 @@ def test_repeats_of_a_long_run_are_sampled(monkeypatch):
 
     counts = [16 - len(set(training_rows(step, 16, 100, 1)[0])) for step in range(6000)]
     asked = []
-    whole = pipeline.order
-    monkeypatch.setattr(pipeline, "order", lambda *key: asked.append(key) or whole(*key))
+    part = pipeline._part
+    monkeypatch.setattr(pipeline, "_part", lambda *key: asked.append(key) or part(*key))
     found = repeats(100, 16, 1, 6000)  # 960 borders
     assert len(asked) == 2 * pipeline.MAX_BORDERS
     assert f"in them: about {found.batches} of 6,000, with" in found.in_words(6000)
@@ -322,19 +322,14 @@ def test_a_batch_larger_than_the_set_is_refused(digits):
 def test_batches_are_put_together_ahead_of_the_caller(data_config, folder, monkeypatch):
     import threading
 
-    import grain
-
-    from jaxssl.data import pipeline
-
     threads = []
-    stack = np.stack
+    put_together = np.concatenate
 
     def noting(arrays, *args, **kwargs):
         threads.append(threading.current_thread())
-        return stack(arrays, *args, **kwargs)
+        return put_together(arrays, *args, **kwargs)
 
     lazy = load(data_config("folder", folder, 8), "train", memory_limit_bytes=0)
-    assert pipeline.grain is grain
     batches = train_batches(
         lazy,
         data_seed=3,
@@ -344,7 +339,7 @@ def test_batches_are_put_together_ahead_of_the_caller(data_config, folder, monke
         process_index=0,
         process_count=1,
     )
-    monkeypatch.setattr(np, "stack", noting)
+    monkeypatch.setattr(np, "concatenate", noting)
     assert len(list(batches)) == 3
     assert threads
     assert threading.current_thread() not in threads
@@ -374,7 +369,8 @@ SCRIPT = """
         config = ConfigDict({"name": "folder", "data_dir": sys.argv[1], "image_size": 8,
                              "validation_fraction": 0.0, "train_examples": 0,
                              "test_fraction": 0.0, "classes": "", "unreadable": "refuse",
-                             "fit": "crop", "background": (255, 255, 255), "scale": ()})
+                             "fit": "crop", "background": (255, 255, 255), "scale": (),
+                             "jpeg_margin": 0.0})
         held = []
         for memory_limit_bytes, workers in ((0, 0), (2**31, 0), (0, 1)):
             source = load(config, "train", memory_limit_bytes=memory_limit_bytes)
@@ -403,12 +399,15 @@ def test_a_program_that_leaves_its_iterators_open_ends(folder, tmp_path):
     assert (done.returncode, done.stdout, lines) == (3, "end\n", [])
 
 
-def test_closing_an_iterator_ends_its_threads(digits):
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_closing_an_iterator_ends_its_threads(data_config, folder, in_memory):
     import threading
 
+    limit = 2**31 if in_memory else 0
+    source = load(data_config("folder", folder, 8), "train", memory_limit_bytes=limit)
     before = set(threading.enumerate())
     batches = train_batches(
-        digits,
+        source,
         data_seed=0,
         batch_size=8,
         start_step=0,

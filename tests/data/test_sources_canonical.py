@@ -24,7 +24,9 @@ from jaxssl.errors import UserError
 
 
 def crop(height, width):
-    return Canonical(size=(height, width), fit="crop", background=(255, 255, 255), scale=())
+    return Canonical(
+        size=(height, width), fit="crop", background=(255, 255, 255), scale=(), margin=0.0
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 32), (32, 20), (20, 20), (5, 8)])

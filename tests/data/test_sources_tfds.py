@@ -468,3 +468,48 @@ def test_a_damaged_tfds_set_is_refused_in_words(data_config, own_tfds, tmp_path,
 def test_a_tfds_set_without_images_is_refused(data_config, own_tfds):
     with pytest.raises(UserError, match="no uint8 feature 'image'"):
         load(data_config("flat", own_tfds), "train")
+
+
+# Decoded once for all starts.
+
+
+def test_decoded_images_are_kept_for_the_next_start(data_config, tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(num_classes=2),
+    }
+
+    def prepare(levels):
+        shutil.rmtree(tmp_path / "tfds", ignore_errors=True)
+        examples = [{"image": plain(level), "label": level % 2} for level in levels]
+        prepare_tfds(tmp_path / "tfds", "levels", features, {"train": examples})
+
+    def opened(image_size=8, **options):
+        config = data_config("levels", tmp_path / "tfds", image_size, **options)
+        return load(config, "train")
+
+    monkeypatch.setenv("JAXSSL_CACHE", str(tmp_path / "cache"))
+    prepare([10, 20, 30, 40])
+    first = opened()
+    gathered = []
+    gather = TfdsSource.gather
+
+    def noting(source, rows, epochs=None):
+        gathered.append(len(rows))
+        return gather(source, rows, epochs)
+
+    monkeypatch.setattr(TfdsSource, "gather", noting)
+    assert_same_batch(everything(opened()), everything(first))
+    assert not gathered
+    # Whatever the pixels depend on makes other entries.
+    assert grey(opened(train_examples=2)) == grey(first)[1::2]
+    assert opened(image_size=4).image_shape == (4, 4, 3)
+    assert sum(gathered) == 2 + 4
+    prepare([11, 21, 31, 41])
+    assert sorted(grey(opened())) == [11, 21, 31, 41]
+    monkeypatch.setattr(PIL, "__version__", "0")
+    gathered.clear()
+    opened()
+    assert sum(gathered) == 4
