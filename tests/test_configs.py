@@ -89,10 +89,23 @@ def test_recipe_says_what_it_is(recipe):
     json.dumps(config.to_dict())
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+def stem(recipe: str) -> str:
+    return pathlib.Path(recipe).stem
+
+
+# Recipes that differ in more than their method; the step of every method is taken in
+# tests/training/test_devices.py, and the others' two steps are `slow`.
+OF_THEIR_OWN = {"quickstart", "simclr", "digit_on_image", "multi_digits", "randbit", "saturation"}
+TWO_STEPS = [
+    pytest.param(recipe, marks=() if stem(recipe) in OF_THEIR_OWN else pytest.mark.slow)
+    for recipe in RECIPES
+]
+
+
+@pytest.mark.parametrize("recipe", TWO_STEPS)
 def test_recipe_takes_two_steps(recipe, tmp_path):
     """On the recipe's own set, with a narrower net and a smaller batch."""
-    config = read(recipe, "batch=16,width=4," + SMALL[pathlib.Path(recipe).stem])
+    config = read(recipe, "batch=16,width=4," + SMALL[stem(recipe)])
     with config.unlocked():
         config.data.name = "digits" if presets(recipe) else config.data.name
         config.data.train_examples = 0 if config.data.name == "saturation" else 200
