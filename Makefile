@@ -22,7 +22,7 @@ quickstart: $(VENV)/jaxssl-$(JAX)
 	$(RUN) -m jaxssl.linear_probe --run $(WORKDIR) --baselines
 
 test: $(VENV)/jaxssl-dev
-	$(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
+	$(RUN) -m pytest -m "not slow" -n 2 --dist loadgroup
 
 test-slow: $(VENV)/jaxssl-dev
 	$(RUN) -m pytest -m "slow or shipped"

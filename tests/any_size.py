@@ -14,6 +14,7 @@ class AnySize(nnx.Module):
 
     def __init__(self, config: ConfigDict, channels: int, rngs: nnx.Rngs):
         self.feature_dim, self.dtype = 4 * config.width, config.dtype
+        self.stage_dims = (self.feature_dim,)
         settings = LayerSettings(
             config.bn_momentum, config.bn_epsilon, config.bn_groups, config.dtype
         )
@@ -43,6 +44,7 @@ class Mean(nnx.Module):
 
     def __init__(self, feature_dim: int, dtype: str):
         self.feature_dim, self.dtype = feature_dim, dtype
+        self.stage_dims: tuple[int, ...] = ()
 
     def __call__(self, x, train, views=1):
         return Features((), x.mean((1, 2)))

@@ -73,7 +73,7 @@ def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> Conf
     with config.unlocked():
         config.method = recipe.method
         config.hyper = recipe.hyper
-        config.hyper.learning_rate.granularity = "step"
+        config.hyper.learning_rate.update(granularity="step", warmup_epochs=0.0)
         config.encoder.dtype = dtype
         config.run.checkpoint_every_steps = 10
         config.run.log_every_steps = 5

@@ -136,6 +136,7 @@ def _authors(config: ConfigDict, given: ConfigDict, num_prototypes: int) -> None
     warm_up(config, given)
     config.hyper.learning_rate.value = 5e-4
     config.hyper.learning_rate.end = 1e-6 * 256 / given.batch  # 1e-6 whatever the batch
+    del config.hyper.weight_decay  # a number until now
     config.hyper.weight_decay = schedule(0.04, end=0.4)
     config.hyper.student_temperature = 0.1
     config.hyper.center_momentum = 0.9

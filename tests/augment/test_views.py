@@ -277,7 +277,7 @@ def test_normalisation_comes_last(batch):
     np.testing.assert_allclose(
         normal.images[0], (np.float64(raw.images[0]) - mean) / std, atol=1e-6
     )
-    with pytest.raises(UserError, match=r"std has 2 values for images of 3 channels"):
+    with pytest.raises(UserError, match=r"std=\(0.2, 0.2\) has 2 values for images of 3 channels"):
         make(batch, CROP, std=(0.2, 0.2))
 
 

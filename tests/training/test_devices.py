@@ -1,4 +1,4 @@
-"""One device and eight compute the same twenty steps, and eight share the work.
+"""One device and eight compute the same steps, and eight share the work.
 
 One float64 program a method and number of devices serves all that is asked here: the loss, the
 gradient, the state after one step and after twenty, and the FLOPs. In float64, because in float32 a
@@ -20,7 +20,11 @@ from jaxssl.training.step import compile_step
 
 pytestmark = pytest.mark.shipped
 DEVICES = (1, 8)
-BATCH, STEPS = 512, 20
+BATCH, STEPS = 512, 5
+# The tests of a method share its programs, so they stay in one of the suite's processes.
+EACH_METHOD = pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in METHODS]
+)
 
 
 def run_of(method: str) -> Run:
@@ -45,7 +49,7 @@ def without_keys(tree):
 
 @functools.cache
 def trained(method: str, num_devices: int) -> dict:
-    """What a run leaves: losses, FLOPs a device, and the state at its start and after 1 and 20."""
+    """What a run leaves: losses, FLOPs a device, and the state at its start, after 1 and after all."""
     with jax.enable_x64(True):
         run = run_of(method)
         mesh, hyper = data_mesh(num_devices), traced_scalars(run.config)
@@ -71,7 +75,7 @@ def gradient_of(method: str, num_devices: int):
     return jax.tree.map(lambda v, w: v - np.float32(decay) * w, trace, weights)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@EACH_METHOD
 def test_shards_are_not_identical(method):
     """The tests below would prove nothing if the devices held copies of one shard."""
     first = Run(config_for(method)).views(0).images[0].reshape(8, -1)
@@ -79,7 +83,7 @@ def test_shards_are_not_identical(method):
     assert (differences + np.eye(8) > 0.1).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@EACH_METHOD
 def test_loss_and_gradient(method):
     one, many = (trained(method, devices) for devices in DEVICES)
     assert abs(many["losses"][0] - one["losses"][0]) <= 1e-9 * abs(one["losses"][0])
@@ -89,17 +93,17 @@ def test_loss_and_gradient(method):
     assert tree_distance(many["states"][1].rest, one["states"][1].rest) <= 1e-9
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_state_after_twenty_steps(method):
+@EACH_METHOD
+def test_state_after_a_few_steps(method):
     """Parameters, optimizer, queue and teacher stay together."""
     one, many = (trained(method, devices)["states"] for devices in DEVICES)
     assert int(one[STEPS].step) == STEPS
     for part in ("params", "optimizer", "rest"):
         assert tree_distance(getattr(many[STEPS], part), getattr(one[STEPS], part)) <= 1e-8
-    assert tree_distance(one[STEPS].params, one[0].params) > 0.05  # it has moved far more
+    assert tree_distance(one[STEPS].params, one[0].params) > 1e-3  # it has moved far more
 
 
-@pytest.mark.parametrize("method", METHODS)
+@EACH_METHOD
 def test_work_is_shared(method):
     """Wrong sharding gives right numbers slowly: FLOPs a device must fall as 1 / devices."""
     flops = {devices: trained(method, devices)["flops"] for devices in DEVICES}
