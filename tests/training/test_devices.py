@@ -1,7 +1,7 @@
 """One device and eight compute the same steps, and eight share the work.
 
 One float64 program a method and number of devices serves all that is asked here: the loss, the
-gradient, the state after one step and after twenty, and the FLOPs. In float64, because in float32 a
+gradient, the state after one step and after five, and the FLOPs. In float64, because in float32 a
 single ReLU whose input is within rounding of zero falls on another side sooner or later.
 """
 
@@ -49,7 +49,7 @@ def without_keys(tree):
 
 @functools.cache
 def trained(method: str, num_devices: int) -> dict:
-    """What a run leaves: losses, FLOPs a device, and the state at its start, after 1 and after all."""
+    """What a run leaves: losses, FLOPs a device, and the state at its start, after 1 and all."""
     with jax.enable_x64(True):
         run = run_of(method)
         mesh, hyper = data_mesh(num_devices), traced_scalars(run.config)
