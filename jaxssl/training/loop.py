@@ -192,6 +192,8 @@ def train(
     Raises:
       UserError: if the loss or the state is not finite, or the processes begin at different steps.
       Interrupted: if ``interruption`` asked for it; the last step done is saved.
+      Exception: what ``batches`` raise; the last step done is saved, but for several processes,
+        of which one alone may have failed.
     """
     start = int(state.step)
     check_equal("the step to begin at", start)
@@ -199,9 +201,19 @@ def train(
     for step in range(start, cadence.stop):
         if step == start and interruption.stop_requested:  # before minutes of compilation
             raise interruption.stopped(step, saved=False)
+        try:
+            batch = next(batches)  # before the hook, after which no step may be saved
+        except Exception as error:
+            if step > start and jax.process_count() == 1:
+                reporter.settle()
+                checkpoints.save(step, state)
+                checkpoints.wait()
+            if interruption.stop_requested:
+                raise interruption.stopped(step, saved=step > start) from error
+            raise
         if epoch_hook is not None and cadence.starts_epoch(step):
             state = epoch_hook(state, jnp.int32(cadence.epoch(step)), hyper)
-        state, metrics = step_fn(state, global_batch(mesh, next(batches)), hyper)
+        state, metrics = step_fn(state, global_batch(mesh, batch), hyper)
         reporter.flush()
         done = step + 1
         stops = interruption.stop_requested and done < cadence.stop

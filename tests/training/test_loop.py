@@ -1,9 +1,11 @@
 """Cadence, the reporter, and the hook that runs before an epoch."""
 
 import dataclasses
+import inspect
 import os
 import signal
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +136,85 @@ def test_the_loop_calls_the_hook_once_an_epoch_and_a_resumed_run_does_not_call_i
     assert int(whole.rest["seen"][...]) == 123
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.fixture
+def drive(monkeypatch):
+    """The loop around a state that is the number of its step; and what is saved, in order."""
+    monkeypatch.setattr(loop, "global_batch", lambda mesh, batch: batch)
+    events = []
+
+    class Recorder:
+        """Stands in for the reporter and the checkpoints."""
+
+        def flush(self):
+            pass
+
+        wait = flush
+
+        def hold(self, step, metrics):
+            events.append(("row", step))
+
+        def settle(self):
+            events.append("settled")
+
+        def write(self, step, values):
+            events.append((*values, step))
+
+        def save(self, step, state):
+            events.append(("saved", step, int(state.step)))
+
+    def run(batches, *, start=0, stop=4, hook=None, interruption=None, **evals):
+        state = inspect.unwrap(loop.train)(  # whose types are checked, and these are none
+            types.SimpleNamespace(step=start),
+            step_fn=lambda state, batch, hyper: (types.SimpleNamespace(step=state.step + 1), {}),
+            epoch_hook=hook,
+            hyper={},
+            batches=iter(batches),
+            mesh=None,
+            cadence=Cadence(stop, batch_size=1, num_examples=1, log=0, save=0, save_minutes=0.0),
+            checkpoints=Recorder(),
+            evals=evals,
+            reporter=Recorder(),
+            interruption=interruption or Interruption(),
+        )
+        return state.step
+
+    run.events = events
+    return run
+
+
+def failing(after, error, interruption=None):
+    """So many batches and an error, with or without a request to stop."""
+    yield from range(after)
+    if interruption is not None:
+        interruption.output_closed()
+    raise error
+
+
+def test_the_last_whole_step_is_saved_when_the_batches_fail(drive):
+    """As it was before the hook of the next epoch, which runs again in a resumed run."""
+
+    def hook(state, epoch, hyper):
+        return types.SimpleNamespace(step=state.step + 0.5) if epoch == 2 else state
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        drive(failing(2, OSError("the disk is gone")), hook=hook)
+    assert drive.events == ["settled", ("saved", 2, 2)]
+    drive.events.clear()
+    with pytest.raises(OSError, match="the disk is gone"):
+        drive(failing(0, OSError("the disk is gone")), start=2)
+    assert drive.events == []
+
+
+def test_batches_that_fail_as_the_run_is_asked_to_stop_are_no_error(drive):
+    interruption = Interruption()
+    with pytest.raises(Interrupted, match="output was closed: step 2 is saved"):
+        drive(failing(2, RuntimeError("killed"), interruption), interruption=interruption)
+    assert drive.events == ["settled", ("saved", 2, 2)]
+    interruption = Interruption()
+    with pytest.raises(Interrupted, match="no step was done"):
+        drive(failing(0, RuntimeError("killed"), interruption), interruption=interruption)
 
 
 def short(**changes):
