@@ -23,6 +23,8 @@ from jaxssl.training.state import Blueprint, TrainState, merge
 from jaxssl.words import counted
 
 CleanView = Callable[[Batch], jax.Array]
+Check = Callable[[], None]
+Run = Callable[[TrainState, Check], Mapping[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +33,12 @@ class Evaluation:
 
     Attributes:
       every: steps.
-      run: from a state to numbers to log.
+      run: from a state to numbers to log, one of them under the evaluation's name; it also takes
+        a function, called between batches, that may raise what ends it.
     """
 
     every: int
-    run: Callable[[TrainState], Mapping[str, float]]
+    run: Run
 
 
 def make_evals(
@@ -84,7 +87,7 @@ def _knn(
     clean_view: CleanView,
     mesh: Mesh,
     batch_size: int,
-) -> Callable[[TrainState], dict[str, float]]:
+) -> Run:
     choose(f"evals.{name}.split", settings.split, dict.fromkeys(("validation", "test")))
     bank, queries = splits["train"], splits[settings.split]
     if bank.num_classes is None:
@@ -97,11 +100,17 @@ def _knn(
     # Traced once before training, so that a wrong layer is refused now and not after an epoch.
     jax.eval_shape(to_embed(blueprint.abstract(mesh)), abstract_batch(bank, batch_size))
 
-    def knn(state: TrainState) -> dict[str, float]:
+    def knn(state: TrainState, check: Check) -> dict[str, float]:
+        embed = to_embed(state)
+
+        def checked(batch: Batch) -> jax.Array:
+            check()
+            return embed(batch)
+
         known, asked = (
-            extract(to_embed(state), source, mesh=mesh, batch_size=batch_size)
-            for source in (bank, queries)
+            extract(checked, source, mesh=mesh, batch_size=batch_size) for source in (bank, queries)
         )
+        check()
         accuracy = knn_accuracy(
             known.features,
             known.labels,

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,10 @@ from jaxssl.checkpoint import CheckpointReader, Checkpoints
 from jaxssl.distributed import agree, check_equal, global_batch
 from jaxssl.errors import UserError
 from jaxssl.evaluation.evals import Evaluation
-from jaxssl.interruption import Interruption
+from jaxssl.interruption import GivenUp, Interruption
 from jaxssl.methods.method import Metrics
-from jaxssl.reporting import MetricWriter, Progress
+from jaxssl.reporting import MetricWriter, Progress, read_metrics
+from jaxssl.storage import Path
 from jaxssl.training.state import Hyper, TrainState
 from jaxssl.training.step import Step
 
@@ -170,6 +171,50 @@ def filled(
     return state
 
 
+def owed(evals: Mapping[str, Evaluation], cadence: Cadence, workdir: Path, step: int) -> list[str]:
+    """The evaluations due at a step that a run was asked to stop at before they were done.
+
+    Args:
+      evals: all of the run, by name.
+      cadence: of the run.
+      workdir: of the run, with its rows of metrics.
+      step: of the checkpoint that the run continues from.
+
+    Raises:
+      UserError: if a row is unreadable.
+    """
+    due = _due(evals, cadence, step) if step <= cadence.stop else []
+    if not due:
+        return due
+
+    def missing() -> list[str]:
+        rows = (row for row in read_metrics(workdir) if row["step"] == step)
+        return sorted(set(due).difference(*rows), key=due.index)
+
+    return agree("the evaluations to catch up with", missing)
+
+
+def _due(evals: Mapping[str, Evaluation], cadence: Cadence, step: int) -> list[str]:
+    return [name for name, each in evals.items() if cadence.due(each.every, step)]
+
+
+def _evaluated(
+    evaluations: Iterable[Evaluation],
+    state: TrainState,
+    step: int,
+    reporter: Reporter,
+    interruption: Interruption,
+) -> bool:
+    """Runs evaluations and writes their rows; False if a request to stop came before the end."""
+    try:
+        for evaluation in evaluations:
+            interruption.check()
+            reporter.write(step, evaluation.run(state, interruption.check))
+    except GivenUp:
+        return False
+    return True
+
+
 def train(
     state: TrainState,
     *,
@@ -181,13 +226,15 @@ def train(
     cadence: Cadence,
     checkpoints: Checkpoints,
     evals: Mapping[str, Evaluation],
+    first: Sequence[str] = (),
     reporter: Reporter,
     interruption: Interruption,
 ) -> TrainState:
-    """Trains from ``state.step`` to ``cadence.stop``.
+    """Trains from ``state.step`` to ``cadence.stop``, after the evaluations named by ``first``.
 
     Everything written up to a step is on disk before that step's checkpoint is begun, so a run
-    that is killed and resumed leaves the same rows behind as one that was not.
+    that is killed and resumed leaves the same rows behind as one that was not. A request to stop
+    does not wait for evaluations: those of the last step are `owed`.
 
     Raises:
       UserError: if the loss or the state is not finite, or the processes begin at different steps.
@@ -198,6 +245,8 @@ def train(
     start = int(state.step)
     check_equal("the step to begin at", start)
     clock = SaveClock(cadence)
+    if not _evaluated([evals[name] for name in first], state, start, reporter, interruption):
+        raise interruption.stopped(start, saved=False)
     for step in range(start, cadence.stop):
         if step == start and interruption.stop_requested:  # before minutes of compilation
             raise interruption.stopped(step, saved=False)
@@ -216,16 +265,15 @@ def train(
         state, metrics = step_fn(state, global_batch(mesh, batch), hyper)
         reporter.flush()
         done = step + 1
-        stops = interruption.stop_requested and done < cadence.stop
-        saves = cadence.due(cadence.save, done) or done == cadence.stop or stops or clock.due(done)
-        evaluations = [e for e in evals.values() if cadence.due(e.every, done)]
+        saves = cadence.due(cadence.save, done) or done == cadence.stop or clock.due(done)
+        evaluations = [evals[name] for name in _due(evals, cadence, done)]
         if cadence.due(cadence.log, done):
             reporter.hold(done, metrics)
         if evaluations or saves:
             reporter.flush()
-        for evaluation in evaluations:
-            reporter.write(done, evaluation.run(state))
-        if saves:
+        whole = _evaluated(evaluations, state, done, reporter, interruption)
+        stops = not whole or (interruption.stop_requested and done < cadence.stop)
+        if saves or stops:
             reporter.settle()
             checkpoints.save(done, state)
             clock.saved()
