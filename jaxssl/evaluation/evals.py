@@ -1,7 +1,7 @@
 """What is evaluated while training: ``config.evals``, by name; today kNN accuracy alone."""
 
 import dataclasses
-import math
+import fractions
 from collections.abc import Callable, Mapping
 
 import jax
@@ -32,12 +32,12 @@ class Evaluation:
     """Something that is run on the state at multiples of some steps, and at the end.
 
     Attributes:
-      every: steps.
+      every: steps, a fraction where epochs end within batches.
       run: from a state to numbers to log, one of them under the evaluation's name; it also takes
         a function, called between batches, that may raise what ends it.
     """
 
-    every: int
+    every: fractions.Fraction
     run: Run
 
 
@@ -72,11 +72,15 @@ def make_evals(
     for name, settings in evals.items():
         check_ranges(f"evals.{name}", settings, {"every": NON_NEGATIVE})
         if settings.every > 0:
-            images = len(splits["pretrain"])
-            every = math.ceil(settings.every * images / batch_size)
+            every = steps_of(settings.every, len(splits["pretrain"]), batch_size)
             run = _knn(name, settings, blueprint, splits, clean_view, mesh, batch_size)
             made[name] = Evaluation(every, run)
     return made
+
+
+def steps_of(epochs: int | float, images: int, batch_size: int) -> fractions.Fraction:
+    """How many steps so many epochs take, exactly, of the decimal that is written in a config."""
+    return fractions.Fraction(str(epochs)) * images / batch_size
 
 
 def _knn(

@@ -1,6 +1,7 @@
 """The loop: feeds the compiled step, watches it one step behind, saves without waiting."""
 
 import dataclasses
+import fractions
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,9 +47,14 @@ class Cadence:
     save: int
     save_minutes: float
 
-    def due(self, every: int, step: int) -> bool:
-        """Whether something that happens at multiples of ``every`` happens after ``step``."""
-        return every > 0 and (step % every == 0 or step == self.stop)
+    def due(self, every: int | fractions.Fraction, step: int) -> bool:
+        """Whether something that happens at multiples of ``every`` happens after ``step``.
+
+        Multiples that are no whole steps count from the next step on.
+        """
+        if every <= 0:
+            return False
+        return step // every > (step - 1) // every or step == self.stop
 
     def epoch(self, step: int) -> int:
         """The epoch of the first image of the batch of ``step``."""

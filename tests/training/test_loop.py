@@ -1,6 +1,7 @@
 """Cadence, the reporter, and the hook that runs before an epoch."""
 
 import dataclasses
+import fractions
 import inspect
 import json
 import os
@@ -45,6 +46,28 @@ def test_due_at_multiples_and_at_the_end():
     cadence = Cadence(stop=10, batch_size=4, num_examples=10, log=3, save=5, save_minutes=0.0)
     assert [step for step in range(1, 11) if cadence.due(3, step)] == [3, 6, 9, 10]
     assert not any(cadence.due(0, step) for step in range(1, 11))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "images", "batch", "first"),
+    [
+        (0.07, 50_000, 500, [7, 14, 21]),
+        (1.0, 1000, 256, [4, 8, 12]),
+        (1, 96, 64, [2, 3, 5]),
+        (0.001, 1000, 8, [1, 2, 3]),
+        (10.0, 126_689, 256, [4949]),
+    ],
+)
+def test_an_evaluation_follows_the_step_that_completes_its_epochs(epochs, images, batch, first):
+    every = evals.steps_of(epochs, images, batch)
+    cadence = Cadence(9_000, batch, images, log=0, save=0, save_minutes=0.0)
+    due = [step for step in range(1, 9_000) if cadence.due(every, step)]
+    assert due[:3] == first
+    # In thousandths of an epoch, as whole numbers: those that are complete after each step.
+    part = round(epochs * 1000) * images
+    complete = [step * batch * 1000 // part for step in range(9_000)]
+    assert due == [step for step in range(1, 9_000) if complete[step] > complete[step - 1]]
+    assert cadence.due(every, 9_000)
 
 
 def test_cadence_of_a_config():
@@ -231,7 +254,7 @@ def evaluation(name, stop_in=None):
         check()
         return {name: 0.0}
 
-    return evals.Evaluation(2, run)
+    return evals.Evaluation(fractions.Fraction(2), run)
 
 
 def test_a_request_to_stop_within_an_evaluation_saves_its_step_at_once(drive):
