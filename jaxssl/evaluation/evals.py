@@ -102,7 +102,10 @@ def _knn(
     check_neighbours(f"--config.evals.{name}.protocol", settings.protocol, len(bank))
     to_embed = embedder(blueprint.graph, name, settings.layer, clean_view, mesh)
     # Traced once before training, so that a wrong layer is refused now and not after an epoch.
-    jax.eval_shape(to_embed(blueprint.abstract(mesh)), abstract_batch(bank, batch_size))
+    # Not jitted: within a trace JAX refuses the compiler's options.
+    state = blueprint.abstract(mesh)
+    traced = _embed(blueprint.graph, name, settings.layer, clean_view)
+    jax.eval_shape(traced, state.params, state.rest, abstract_batch(bank, batch_size))
 
     def knn(state: TrainState, check: Check) -> dict[str, float]:
         embed = to_embed(state)
@@ -137,19 +140,24 @@ def embedder(
 
     One compilation serves every state.
     """
-
-    def embed(params: nnx.State, rest: nnx.State, batch: Mapping) -> jax.Array:
-        layers = merge(graph, params, rest).represent(clean_view(batch))
-        return as_vectors(choose(f"evals.{name}.layer", layer, layers))
-
     whole = replicated(mesh)
     jitted = jax.jit(
-        embed,
+        _embed(graph, name, layer, clean_view),
         in_shardings=(whole, whole, sharded(mesh)),
         out_shardings=whole,
         compiler_options=compiler_options(mesh),
     )
     return lambda state: lambda batch: jitted(state.params, state.rest, batch)
+
+
+def _embed(
+    graph: nnx.GraphDef, name: str, layer: str, clean_view: CleanView
+) -> Callable[[nnx.State, nnx.State, Mapping], jax.Array]:
+    def embed(params: nnx.State, rest: nnx.State, batch: Mapping) -> jax.Array:
+        layers = merge(graph, params, rest).represent(clean_view(batch))
+        return as_vectors(choose(f"evals.{name}.layer", layer, layers))
+
+    return embed
 
 
 def check_neighbours(flag: str, protocol: str, bank_size: int) -> None:
