@@ -26,6 +26,10 @@ class Interrupted(KeyboardInterrupt):
         self.status = status
 
 
+class GivenUp(KeyboardInterrupt):
+    """Work that can be done again was left, since the run was asked to stop."""
+
+
 class Interruption:
     """Notes what asks a run to stop, so that the loop can save first.
 
@@ -49,6 +53,15 @@ class Interruption:
     def stop_requested(self) -> bool:
         """Whether the loop shall stop after this step."""
         return self._reason is not None
+
+    def check(self) -> None:
+        """Called within work that can be done again.
+
+        Raises:
+          GivenUp: if the loop shall stop.
+        """
+        if self.stop_requested:
+            raise GivenUp
 
     def output_closed(self) -> None:
         """The standard output's reader is gone: nobody would see the rest."""

@@ -53,7 +53,7 @@ from jaxssl.run_directory import (
     place,
 )
 from jaxssl.storage import Path
-from jaxssl.training.loop import Cadence, EpochHook, Fill, Reporter, filled, train
+from jaxssl.training.loop import Cadence, EpochHook, Fill, Reporter, filled, owed, train
 from jaxssl.training.optim import group_hyper
 from jaxssl.training.schedules import Schedules, check_hyper
 from jaxssl.training.state import Blueprint, TrainState, traced_scalars
@@ -111,7 +111,8 @@ def pretrain(
             plan.blueprint, config.init_seed, checkpoints, plan.mesh
         )
         start, stop = int(state.step), plan.cadence.stop
-        if start >= stop:
+        first = owed(plan.evals, plan.cadence, workdir, start) if restored else []
+        if start >= stop and not first:
             say(f"{workdir} is finished: {finished_in_words(start, stop)}.")
             return state
         if restored:
@@ -119,7 +120,7 @@ def pretrain(
             for clause in changed:
                 say(f"computed otherwise than before: {clause}")
             note_resumption(workdir, config, content, plan.blueprint.spec.to_json(), start)
-        return _run(plan, config, workdir, state, restored, checkpoints, interruption)
+        return _run(plan, config, workdir, state, restored, first, checkpoints, interruption)
 
 
 def _run(
@@ -128,12 +129,14 @@ def _run(
     workdir: Path,
     state: TrainState,
     restored: bool,
+    first: Sequence[str],
     checkpoints: Checkpoints,
     interruption: Interruption,
 ) -> TrainState:
     """Trains from a state, fresh or restored, to the plan's last step."""
     start, stop = int(state.step), plan.cadence.stop
-    step, hyper = announced(plan, config), traced_scalars(config)
+    step = announced(plan, config) if start < stop else plan.step
+    hyper = traced_scalars(config)
     if plan.fill is not None and not restored:
         say(f"embedding {len(plan.source):,} images once, for what the method starts from")
         with contextlib.closing(plan.batches(config, 0, plan.steps_of_epoch_0)) as batches:
@@ -170,6 +173,7 @@ def _run(
             cadence=plan.cadence,
             checkpoints=checkpoints,
             evals=plan.evals,
+            first=first,
             reporter=Reporter(writer, progress, config.batch_size, checkpoints),
             interruption=interruption,
         )

@@ -9,12 +9,13 @@ import pytest
 from tiny import config_for
 
 from jaxssl import distributed
+from jaxssl.compilation import known_cpu_options
 from jaxssl.data.canonical import Canonical
 from jaxssl.data.examples import array_source
 from jaxssl.errors import UserError
-from jaxssl.evaluation import probe
+from jaxssl.evaluation import evals, probe
 from jaxssl.linear_probe import linear_probe
-from jaxssl.pretrain import check_letterbox, differing, pretrain, resolve
+from jaxssl.pretrain import check_letterbox, differing, make_plan, pretrain, resolve
 from jaxssl.randomness import Split
 from jaxssl.reporting import read_metrics
 from jaxssl.run_directory import claim, read_config, read_info
@@ -38,6 +39,13 @@ def short(method="simclr", **changes):
             | changes
         )
     return config
+
+
+def test_an_evaluation_is_tried_before_training_also_where_xla_is_given_options(monkeypatch):
+    monkeypatch.setattr(evals, "compiler_options", lambda mesh: known_cpu_options())
+    config = short(**{"evals.knn.every": 0.2, "evals.knn.protocol": "dino"})
+    assert known_cpu_options()
+    assert list(make_plan(resolve(config), None).evals) == ["knn"]
 
 
 def test_run_directory_and_finished_run(tmp_path, capsys):

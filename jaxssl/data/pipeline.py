@@ -7,11 +7,16 @@ the same sequence elsewhere. Nothing has to be saved to resume but the number of
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
+import multiprocessing
 import os
+import signal
+import threading
 import weakref
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +26,7 @@ from jaxtyping import Int
 
 from jaxssl.data.examples import Batch, Source
 from jaxssl.errors import UserError
+from jaxssl.interruption import SIGNALS
 from jaxssl.randomness import Purpose, Split, host_bits, permutation
 from jaxssl.words import counted
 
@@ -199,21 +205,28 @@ class Batches(Iterator[Batch]):
         self,
         dataset: Any,
         threads: concurrent.futures.Executor | None = None,
+        processes: bool = False,
     ) -> None:
         """Begins to read.
 
         Args:
           dataset: the batches, a ``grain.IterDataset``.
           threads: what it reads in besides Grain's own; ended with it.
+          processes: whether it reads in other processes.
         """
         self._held = [iter(dataset)]
+        self._starts = processes
         self._finalizer = weakref.finalize(self, _close, self._held, threads)
 
     def __next__(self) -> Batch:
         if not self._held:
             raise StopIteration
         try:
-            return next(self._held[0])
+            if not self._starts:
+                return next(self._held[0])
+            self._starts = False
+            with _shielded():  # the first batch is what starts the processes
+                return next(self._held[0])
         except BaseException:
             self.close()
             raise
@@ -227,6 +240,35 @@ def _close(held: list[Any], threads: concurrent.futures.Executor | None) -> None
     held.pop().close()
     if threads is not None:
         threads.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _shielded() -> Iterator[None]:
+    """Processes that are started within are begun with `SIGNALS` held back from them.
+
+    A terminal and systemd send a signal to all processes of a group, and a worker takes seconds to
+    get as far as `_begin_worker`. Threads that are started within pass it on to what they start.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # else the first worker starts it, which unblocks them
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """Leaves it to the parent to stop a worker, by closing its `Batches` or by ending itself."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def train_batches(
@@ -368,8 +410,6 @@ def _batches(
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     ahead = max(prefetch // workers, 1)
-    return Batches(
-        dataset.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(
-            grain.MultiprocessingOptions(workers, ahead)
-        )
-    )
+    options = grain.MultiprocessingOptions(workers, ahead)
+    whole = dataset.to_iter_dataset(grain.ReadOptions(0, 0))
+    return Batches(whole.mp_prefetch(options, _begin_worker), processes=True)

@@ -1,7 +1,7 @@
 """What is evaluated while training: ``config.evals``, by name; today kNN accuracy alone."""
 
 import dataclasses
-import math
+import fractions
 from collections.abc import Callable, Mapping
 
 import jax
@@ -23,6 +23,8 @@ from jaxssl.training.state import Blueprint, TrainState, merge
 from jaxssl.words import counted
 
 CleanView = Callable[[Batch], jax.Array]
+Check = Callable[[], None]
+Run = Callable[[TrainState, Check], Mapping[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +32,13 @@ class Evaluation:
     """Something that is run on the state at multiples of some steps, and at the end.
 
     Attributes:
-      every: steps.
-      run: from a state to numbers to log.
+      every: steps, a fraction where epochs end within batches.
+      run: from a state to numbers to log, one of them under the evaluation's name; it also takes
+        a function, called between batches, that may raise what ends it.
     """
 
-    every: int
-    run: Callable[[TrainState], Mapping[str, float]]
+    every: fractions.Fraction
+    run: Run
 
 
 def make_evals(
@@ -69,11 +72,15 @@ def make_evals(
     for name, settings in evals.items():
         check_ranges(f"evals.{name}", settings, {"every": NON_NEGATIVE})
         if settings.every > 0:
-            images = len(splits["pretrain"])
-            every = math.ceil(settings.every * images / batch_size)
+            every = steps_of(settings.every, len(splits["pretrain"]), batch_size)
             run = _knn(name, settings, blueprint, splits, clean_view, mesh, batch_size)
             made[name] = Evaluation(every, run)
     return made
+
+
+def steps_of(epochs: int | float, images: int, batch_size: int) -> fractions.Fraction:
+    """How many steps so many epochs take, exactly, of the decimal that is written in a config."""
+    return fractions.Fraction(str(epochs)) * images / batch_size
 
 
 def _knn(
@@ -84,7 +91,7 @@ def _knn(
     clean_view: CleanView,
     mesh: Mesh,
     batch_size: int,
-) -> Callable[[TrainState], dict[str, float]]:
+) -> Run:
     choose(f"evals.{name}.split", settings.split, dict.fromkeys(("validation", "test")))
     bank, queries = splits["train"], splits[settings.split]
     if bank.num_classes is None:
@@ -95,13 +102,22 @@ def _knn(
     check_neighbours(f"--config.evals.{name}.protocol", settings.protocol, len(bank))
     to_embed = embedder(blueprint.graph, name, settings.layer, clean_view, mesh)
     # Traced once before training, so that a wrong layer is refused now and not after an epoch.
-    jax.eval_shape(to_embed(blueprint.abstract(mesh)), abstract_batch(bank, batch_size))
+    # Not jitted: within a trace JAX refuses the compiler's options.
+    state = blueprint.abstract(mesh)
+    traced = _embed(blueprint.graph, name, settings.layer, clean_view)
+    jax.eval_shape(traced, state.params, state.rest, abstract_batch(bank, batch_size))
 
-    def knn(state: TrainState) -> dict[str, float]:
+    def knn(state: TrainState, check: Check) -> dict[str, float]:
+        embed = to_embed(state)
+
+        def checked(batch: Batch) -> jax.Array:
+            check()
+            return embed(batch)
+
         known, asked = (
-            extract(to_embed(state), source, mesh=mesh, batch_size=batch_size)
-            for source in (bank, queries)
+            extract(checked, source, mesh=mesh, batch_size=batch_size) for source in (bank, queries)
         )
+        check()
         accuracy = knn_accuracy(
             known.features,
             known.labels,
@@ -124,19 +140,24 @@ def embedder(
 
     One compilation serves every state.
     """
-
-    def embed(params: nnx.State, rest: nnx.State, batch: Mapping) -> jax.Array:
-        layers = merge(graph, params, rest).represent(clean_view(batch))
-        return as_vectors(choose(f"evals.{name}.layer", layer, layers))
-
     whole = replicated(mesh)
     jitted = jax.jit(
-        embed,
+        _embed(graph, name, layer, clean_view),
         in_shardings=(whole, whole, sharded(mesh)),
         out_shardings=whole,
         compiler_options=compiler_options(mesh),
     )
     return lambda state: lambda batch: jitted(state.params, state.rest, batch)
+
+
+def _embed(
+    graph: nnx.GraphDef, name: str, layer: str, clean_view: CleanView
+) -> Callable[[nnx.State, nnx.State, Mapping], jax.Array]:
+    def embed(params: nnx.State, rest: nnx.State, batch: Mapping) -> jax.Array:
+        layers = merge(graph, params, rest).represent(clean_view(batch))
+        return as_vectors(choose(f"evals.{name}.layer", layer, layers))
+
+    return embed
 
 
 def check_neighbours(flag: str, protocol: str, bank_size: int) -> None:

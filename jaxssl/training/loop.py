@@ -1,9 +1,10 @@
 """The loop: feeds the compiled step, watches it one step behind, saves without waiting."""
 
 import dataclasses
+import fractions
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +16,10 @@ from jaxssl.checkpoint import CheckpointReader, Checkpoints
 from jaxssl.distributed import agree, check_equal, global_batch
 from jaxssl.errors import UserError
 from jaxssl.evaluation.evals import Evaluation
-from jaxssl.interruption import Interruption
+from jaxssl.interruption import GivenUp, Interruption
 from jaxssl.methods.method import Metrics
-from jaxssl.reporting import MetricWriter, Progress
+from jaxssl.reporting import MetricWriter, Progress, read_metrics
+from jaxssl.storage import Path
 from jaxssl.training.state import Hyper, TrainState
 from jaxssl.training.step import Step
 
@@ -45,9 +47,14 @@ class Cadence:
     save: int
     save_minutes: float
 
-    def due(self, every: int, step: int) -> bool:
-        """Whether something that happens at multiples of ``every`` happens after ``step``."""
-        return every > 0 and (step % every == 0 or step == self.stop)
+    def due(self, every: int | fractions.Fraction, step: int) -> bool:
+        """Whether something that happens at multiples of ``every`` happens after ``step``.
+
+        Multiples that are no whole steps count from the next step on.
+        """
+        if every <= 0:
+            return False
+        return step // every > (step - 1) // every or step == self.stop
 
     def epoch(self, step: int) -> int:
         """The epoch of the first image of the batch of ``step``."""
@@ -170,6 +177,50 @@ def filled(
     return state
 
 
+def owed(evals: Mapping[str, Evaluation], cadence: Cadence, workdir: Path, step: int) -> list[str]:
+    """The evaluations due at a step that a run was asked to stop at before they were done.
+
+    Args:
+      evals: all of the run, by name.
+      cadence: of the run.
+      workdir: of the run, with its rows of metrics.
+      step: of the checkpoint that the run continues from.
+
+    Raises:
+      UserError: if a row is unreadable.
+    """
+    due = _due(evals, cadence, step) if step <= cadence.stop else []
+    if not due:
+        return due
+
+    def missing() -> list[str]:
+        rows = (row for row in read_metrics(workdir) if row["step"] == step)
+        return sorted(set(due).difference(*rows), key=due.index)
+
+    return agree("the evaluations to catch up with", missing)
+
+
+def _due(evals: Mapping[str, Evaluation], cadence: Cadence, step: int) -> list[str]:
+    return [name for name, each in evals.items() if cadence.due(each.every, step)]
+
+
+def _evaluated(
+    evaluations: Iterable[Evaluation],
+    state: TrainState,
+    step: int,
+    reporter: Reporter,
+    interruption: Interruption,
+) -> bool:
+    """Runs evaluations and writes their rows; False if a request to stop came before the end."""
+    try:
+        for evaluation in evaluations:
+            interruption.check()
+            reporter.write(step, evaluation.run(state, interruption.check))
+    except GivenUp:
+        return False
+    return True
+
+
 def train(
     state: TrainState,
     *,
@@ -181,39 +232,54 @@ def train(
     cadence: Cadence,
     checkpoints: Checkpoints,
     evals: Mapping[str, Evaluation],
+    first: Sequence[str] = (),
     reporter: Reporter,
     interruption: Interruption,
 ) -> TrainState:
-    """Trains from ``state.step`` to ``cadence.stop``.
+    """Trains from ``state.step`` to ``cadence.stop``, after the evaluations named by ``first``.
 
     Everything written up to a step is on disk before that step's checkpoint is begun, so a run
-    that is killed and resumed leaves the same rows behind as one that was not.
+    that is killed and resumed leaves the same rows behind as one that was not. A request to stop
+    does not wait for evaluations: those of the last step are `owed`.
 
     Raises:
       UserError: if the loss or the state is not finite, or the processes begin at different steps.
       Interrupted: if ``interruption`` asked for it; the last step done is saved.
+      Exception: what ``batches`` raise; the last step done is saved, but for several processes,
+        of which one alone may have failed.
     """
     start = int(state.step)
     check_equal("the step to begin at", start)
     clock = SaveClock(cadence)
+    if not _evaluated([evals[name] for name in first], state, start, reporter, interruption):
+        raise interruption.stopped(start, saved=False)
     for step in range(start, cadence.stop):
         if step == start and interruption.stop_requested:  # before minutes of compilation
             raise interruption.stopped(step, saved=False)
+        try:
+            batch = next(batches)  # before the hook, after which no step may be saved
+        except Exception as error:
+            if step > start and jax.process_count() == 1:
+                reporter.settle()
+                checkpoints.save(step, state)
+                checkpoints.wait()
+            if interruption.stop_requested:
+                raise interruption.stopped(step, saved=step > start) from error
+            raise
         if epoch_hook is not None and cadence.starts_epoch(step):
             state = epoch_hook(state, jnp.int32(cadence.epoch(step)), hyper)
-        state, metrics = step_fn(state, global_batch(mesh, next(batches)), hyper)
+        state, metrics = step_fn(state, global_batch(mesh, batch), hyper)
         reporter.flush()
         done = step + 1
-        stops = interruption.stop_requested and done < cadence.stop
-        saves = cadence.due(cadence.save, done) or done == cadence.stop or stops or clock.due(done)
-        evaluations = [e for e in evals.values() if cadence.due(e.every, done)]
+        saves = cadence.due(cadence.save, done) or done == cadence.stop or clock.due(done)
+        evaluations = [evals[name] for name in _due(evals, cadence, done)]
         if cadence.due(cadence.log, done):
             reporter.hold(done, metrics)
         if evaluations or saves:
             reporter.flush()
-        for evaluation in evaluations:
-            reporter.write(done, evaluation.run(state))
-        if saves:
+        whole = _evaluated(evaluations, state, done, reporter, interruption)
+        stops = not whole or (interruption.stop_requested and done < cadence.stop)
+        if saves or stops:
             reporter.settle()
             checkpoints.save(done, state)
             clock.saved()

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import multiprocessing.context
+import os
 import pathlib
 import re
 import shutil
@@ -15,6 +17,7 @@ import pytest
 from jaxssl.data.pipeline import eval_batches, order, repeats, train_batches, training_rows
 from jaxssl.data.sources import ArraySource, FolderSource, array_source, load
 from jaxssl.errors import UserError
+from jaxssl.interruption import SIGNALS
 from jaxssl.randomness import Split
 
 
@@ -207,7 +210,28 @@ def test_a_source_is_told_the_epoch_of_every_image(digits):
     assert digits.images[:, 0, 0, 0].max() == 0  # the source itself is untouched
 
 
-def test_worker_processes_change_nothing_and_report_a_broken_file(data_config, folder, tmp_path):
+@pytest.fixture
+def workers_under_signals(monkeypatch):
+    """Has each worker process sent, as it starts, what a terminal sends to all of a group."""
+    start, workers = multiprocessing.context.SpawnProcess.start, []
+
+    def start_and_send(self):
+        start(self)
+        workers.append(self.pid)
+        send_signals(self.pid)
+
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", start_and_send)
+    return workers
+
+
+def send_signals(process):
+    for number in SIGNALS:
+        os.kill(process, number)
+
+
+def test_worker_processes_change_nothing_outlive_signals_and_report_a_broken_file(
+    data_config, folder, tmp_path, workers_under_signals
+):
     shutil.copytree(folder / "train", tmp_path / "train")
     lazy = load(data_config("folder", tmp_path, 8), "train", memory_limit_bytes=0)
     last = lazy.files[order(3, 0, len(lazy))[-1]]
@@ -225,7 +249,11 @@ def test_worker_processes_change_nothing_and_report_a_broken_file(data_config, f
         process_count=1,
         workers=2,
     )
-    assert_equal(join(itertools.islice(batches, reached)), join(expected))
+    first = next(batches)
+    assert len(workers_under_signals) == 2
+    for worker in workers_under_signals:
+        send_signals(worker)
+    assert_equal(join([first, *itertools.islice(batches, reached - 1)]), join(expected))
     with pytest.raises(UserError, match=rf"{re.escape(last)} is not a readable image"):
         next(batches)
     with pytest.raises(StopIteration):
