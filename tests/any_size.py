@@ -42,7 +42,7 @@ class Mean(nnx.Module):
     """Hands the mean over the positions of images [B, H, W, D] on as features."""
 
     def __init__(self, feature_dim: int, dtype: str):
-        self.feature_dim, self.dtype = feature_dim, dtype
+        self.feature_dim, self.stage_dims, self.dtype = feature_dim, (), dtype
 
     def __call__(self, x, train, views=1):
         return Features((), x.mean((1, 2)))
