@@ -113,19 +113,19 @@ def shuffled_run(tmp_path_factory):
 
 def test_the_probe_reads_the_corruption_from_the_run_and_can_be_told_another(shuffled_run):
     same, path = linear_probe(shuffled_run, None, quick_settings(), baselines=False)
-    assert path.parent.name == "linear_probe-4"
+    assert path.parent.name.startswith("linear_probe-4-settings=")
     assert np.isfinite(read_metrics(shuffled_run)[-1]["knn"])
 
     clean_test = quick_settings(**{"test_corruption.name": "none"})
     clean, path = linear_probe(shuffled_run, None, clean_test, baselines=False)
-    assert path.parent.name == "linear_probe-4-none"
+    assert path.parent.name.startswith("linear_probe-4-none-settings=")
     drop = [card["results"]["trained"]["lbfgs"]["top1"] for card in (same, clean)]
     assert drop[0] > drop[1] + 0.2  # trained on shuffled digits, tested on whole ones
 
     # The run's own permutation, asked for in so many words, gives the run's own test set.
     spelled = {key.replace("corruption.", "test_corruption."): v for key, v in SHUFFLE.items()}
     again, path = linear_probe(shuffled_run, None, quick_settings(**spelled), baselines=False)
-    assert path.parent.name == "linear_probe-4-global_shuffle-seed=3"
+    assert path.parent.name.startswith("linear_probe-4-global_shuffle-seed=3-settings=")
     assert again["results"] == same["results"]
     assert json.loads(path.read_text())["settings"]["test_corruption"]["seed"] == 3
 
@@ -184,7 +184,7 @@ def test_many_digits_are_trained_on_and_single_ones_probed(tmp_path):
     for split in ("train", "validation", "test"):
         assert [parts[size][split].source.size for size in (8, 16)] == [8, 16]
     _, path = linear_probe(tmp_path / "run", None, larger, baselines=False)
-    assert path.parent.name == "linear_probe-4-evaluation_size=16"
+    assert path.parent.name.startswith("linear_probe-4-evaluation_size=16-settings=")
 
 
 def test_a_size_of_digits_is_refused_where_there_are_none(shuffled_run):
