@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxssl.corruptions.apply import DRAWN, Corruptor
+from jaxssl.corruptions.apply import DRAWN, Corruptor, check_named
 from jaxssl.data.examples import ArraySource, Batch, Rows, Source, SourceFields, shared_fields
-from jaxssl.data.sources import load, pretraining_split
+from jaxssl.data.sources import check_test_fraction, load, pretraining_split
 from jaxssl.errors import UserError
 
 CHUNK = 1024
@@ -97,6 +97,21 @@ def _corrupted_once(wrapped: CorruptedSource, source: ArraySource) -> ArraySourc
     for rows in np.split(np.arange(len(source)), range(CHUNK, len(source), CHUNK)):
         images[rows] = wrapped.gather(rows)["image"]
     return dataclasses.replace(source, images=images)
+
+
+def check_effects(corruption: ConfigDict, data: ConfigDict | None) -> None:
+    """Refuses settings that would change nothing; for new runs, as older ones may have them.
+
+    Args:
+      corruption: the ``corruption`` group of a config.
+      data: its ``data`` group; None: the data come from Python.
+
+    Raises:
+      UserError: naming the first of them.
+    """
+    check_named(corruption)
+    if data is not None:
+        check_test_fraction(data)
 
 
 class Splits:
