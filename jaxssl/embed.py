@@ -101,16 +101,30 @@ class FrozenEncoder:
           batch_size: images a pass. Each combination of size and batch is compiled once.
 
         Raises:
-          UserError: if they have another dtype or number of channels.
+          UserError: if they have another dtype or number of channels, there are none, or
+            ``batch_size`` is below 1.
         """
-        images = np.asarray(images)
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size} must be at least 1.")
+        try:
+            images = np.asarray(images)
+        except ValueError:
+            raise UserError(
+                "images differ in size and must be one uint8 array [N, H, W, C]: call once for "
+                "each size, or bring them to one."
+            ) from None
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != self.channels:
             raise UserError(
                 f"images are {images.dtype} {list(images.shape)} and must be uint8 [N, H, W, "
                 f"{self.channels}] with values from 0 to 255, as the run was trained on."
             )
+        if not images.size:
+            raise UserError(
+                f"images have shape {list(images.shape)} [N, H, W, C]: give at least one, of at "
+                "least one pixel."
+            )
         source = array_source("images from Python", Split.TEST, images, {})
-        return self.of(source, batch_size=min(batch_size, max(len(images), 1))).features
+        return self.of(source, batch_size=min(batch_size, len(images))).features
 
     def of(self, source: Source, *, batch_size: int) -> FeatureSet:
         """The vectors, and the labels if there are, of a source as yet uncorrupted."""

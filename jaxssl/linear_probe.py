@@ -18,10 +18,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from jaxssl import cli, distributed
-from jaxssl.corruptions.apply import setting_name
 from jaxssl.data.examples import Source
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
+from jaxssl.evaluation.card import folder_of
 from jaxssl.evaluation.fits import Fitted, Probed
 from jaxssl.evaluation.opened import open_run, say
 from jaxssl.evaluation.probe_data import (
@@ -31,7 +31,6 @@ from jaxssl.evaluation.probe_data import (
     Place,
     data_digest,
     data_settings,
-    file_name,
     open_splits,
     protocol_name,
     protocol_of,
@@ -135,7 +134,8 @@ def probe_run(
     if digest != restored.network.digest():
         raise RuntimeError("probing changed the network: this is a bug, please report it.")
 
-    folder = run / "evaluations" / _folder_name(restored.step, settings, parts, opened.own)
+    otherwise = ["baselines"] if baselines else []
+    folder = folder_of(opened, "linear_probe", settings, otherwise)
     files = {
         _file_of(network, fit): made
         for network, fits in fitted.items()
@@ -234,26 +234,6 @@ def check_settings(settings: ConfigDict) -> None:
             f"--probe.knn_k={settings.knn_k} has no meaning with --probe.protocol={probe.NO_KNN}: "
             "leave one of them out."
         )
-
-
-def _folder_name(step: int, settings: ConfigDict, parts: Mapping[str, Part], own: bool) -> str:
-    """``linear_probe-<step>``, and whatever else is measured than by default."""
-    names = ["linear_probe", str(step)]
-    if not own:
-        name = parts["train"].source.name.partition("/")[0]
-        names.append(f"data={file_name(name)}-{data_digest(parts)[:8]}")
-    if settings.layer != "pooled":
-        names.append(f"layer={file_name(settings.layer)}")
-    if settings.target != "label":
-        names.append(file_name(settings.target))
-    if settings.evaluation_size:
-        names.append(f"evaluation_size={settings.evaluation_size}")
-    for key in FRACTIONS:
-        if settings[key] >= 0:
-            names.append(f"{key}={settings[key]:g}")
-    if settings.test_corruption.name != probe.AS_TRAINED:
-        names.append(setting_name(settings.test_corruption))
-    return "-".join(names)
 
 
 def print_card(card: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from jaxssl.checkpoint import Checkpoints
 from jaxssl.data.examples import Source, abstract_batch, identity, identity_differences
 from jaxssl.data.pipeline import Batches, check_distinct, repeats, train_batches
 from jaxssl.data.sources import check_view_size
-from jaxssl.data.splits import Splits
+from jaxssl.data.splits import Splits, check_effects
 from jaxssl.data.summary import describe
 from jaxssl.errors import UserError
 from jaxssl.evaluation.evals import Evaluation, make_evals
@@ -48,6 +48,7 @@ from jaxssl.run_directory import (
     check_outside,
     claim,
     config_differences,
+    has_config,
     note_resumption,
     owned,
     place,
@@ -93,6 +94,8 @@ def pretrain(
     distributed.check_launched(config.run.distributed)
     if config.run.distributed:
         distributed.initialize()
+    if not has_config(workdir):
+        check_effects(config.corruption, config.data if sources is None else None)
     plan = make_plan(config, sources)
     content = identity(plan.source) | {"from_python": sources is not None}
     distributed.check_equal("config and data", same_on_all(config, content), differing)

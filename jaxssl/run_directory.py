@@ -29,7 +29,7 @@ from jaxssl.storage import (
     Path,
     as_path,
     check_writable,
-    half_written,
+    is_half_written,
     is_inside,
     is_local,
     read_json,
@@ -373,9 +373,9 @@ def _is_free(workdir: Path) -> bool:
     """Whether nothing lies here, but for what a start leaves that a kill cut short."""
     if not workdir.exists():
         return True
-    rest = {LOCK, half_written(workdir / _CONFIG).name}
     return workdir.is_dir() and all(
-        path.name in rest or path.name.startswith(ASIDE) for path in workdir.iterdir()
+        path.name == LOCK or path.name.startswith(ASIDE) or is_half_written(path, _CONFIG)
+        for path in workdir.iterdir()
     )
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -123,8 +124,13 @@ def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def half_written(path: Path) -> Path:
-    """Where `write_whole` writes before the file gets its name."""
-    return path.with_name(f".{path.name}.tmp")
+    """Where `write_whole` writes before the file gets its name: elsewhere at each call."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def is_half_written(path: Path, name: str) -> bool:
+    """Whether a path is what a killed `write_whole` left of a file of that name."""
+    return path.name.startswith(f".{name}.") and path.name.endswith(".tmp")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -138,11 +144,14 @@ def write_whole(path: Path, content: str | bytes) -> None:
         path.write_bytes(written)  # an object appears when it is complete
         return
     temporary = half_written(path)
-    with open(temporary, "wb") as file:
-        file.write(written)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(written)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

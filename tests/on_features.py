@@ -17,6 +17,7 @@ class Given(nnx.Module):
 
     def __init__(self, feature_dim: int, dtype: str):
         self.feature_dim, self.dtype = feature_dim, dtype
+        self.stage_dims: tuple[int, ...] = ()
 
     def __call__(self, x, train, views=1):
         return Features((), x.reshape(len(x), self.feature_dim))

@@ -70,12 +70,26 @@ def test_images_are_brought_to_the_runs_size():
         ),
         (np.zeros((2, 8, 8, 1)), r"float64 \[2, 8, 8, 1\] and must be uint8"),
         (np.zeros((8, 8, 1), np.uint8), r"must be uint8 \[N, H, W, 1\]"),
+        (
+            [np.zeros((8, 8, 1)), np.zeros((7, 8, 1))],
+            r"images differ in size and must be one uint8",
+        ),
+        (
+            np.zeros((0, 8, 8, 1), np.uint8),
+            r"images have shape \[0, 8, 8, 1\] .*: give at least one",
+        ),
+        (np.zeros((2, 0, 8, 1), np.uint8), r"images have shape \[2, 0, 8, 1\] .* least one pixel"),
     ],
 )
 def test_images_of_another_kind_are_refused(images, said):
     encoder = jaxssl.load(OLD)
     with pytest.raises(UserError, match=said):
         type(encoder).features.__wrapped__(encoder, images)
+
+
+def test_no_batch_is_refused():
+    with pytest.raises(UserError, match=r"^batch_size=0 must be at least 1"):
+        jaxssl.load(OLD).features(digits(), batch_size=0)
 
 
 def test_a_layer_that_there_is_not_is_refused():

@@ -12,7 +12,7 @@ from test_linear_probe import data_with, files, settings_with
 from jaxssl.distributed import data_mesh
 from jaxssl.errors import UserError
 from jaxssl.evaluate import Asked, evaluate, print_cards, summary_line
-from jaxssl.evaluation.card import ALL, chosen_sections
+from jaxssl.evaluation.card import ALL, chosen_sections, flag_names
 from jaxssl.evaluation.comparison import compare
 from jaxssl.evaluation.conditions import conditions
 from jaxssl.evaluation.pages import card_page
@@ -151,6 +151,13 @@ def test_two_runs_side_by_side(card, capsys):
     assert max(map(len, shown.splitlines())) <= 120
     assert "global 4" in shown
     assert summary_line(card).startswith("step ")
+
+
+def test_a_card_of_some_sections_replaces_no_whole_one(card):
+    assert card.folder.name.startswith("evaluate-6-settings=")
+    assert flag_names(ALL, every_severity=False, baselines=True) == []
+    assert flag_names(("knn",), every_severity=True, baselines=True) == ["sections=knn"]
+    assert flag_names(ALL, every_severity=True, baselines=False) == ["all", "no_baselines"]
 
 
 def test_unknown_sections_and_layers_are_refused(run):

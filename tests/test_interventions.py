@@ -9,16 +9,17 @@ from tiny import config_for
 
 from configs.pretrain import multi_digits
 from jaxssl.corruptions import global_shuffle
-from jaxssl.corruptions.apply import Corruptor, setting_name
+from jaxssl.corruptions.apply import Corruptor, corruption_group, setting_name
 from jaxssl.data.pipeline import train_batches
 from jaxssl.data.sources import load
-from jaxssl.data.splits import CorruptedSource
+from jaxssl.data.splits import CorruptedSource, check_effects
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.evaluation.frozen import make_test_view
 from jaxssl.linear_probe import linear_probe, open_splits
 from jaxssl.pretrain import pretrain, resolve, splits_of
 from jaxssl.reporting import read_metrics
+from jaxssl.run_directory import write_config
 
 
 def config_with(method="simclr", **changes):
@@ -113,19 +114,19 @@ def shuffled_run(tmp_path_factory):
 
 def test_the_probe_reads_the_corruption_from_the_run_and_can_be_told_another(shuffled_run):
     same, path = linear_probe(shuffled_run, None, quick_settings(), baselines=False)
-    assert path.parent.name == "linear_probe-4"
+    assert path.parent.name.startswith("linear_probe-4-settings=")
     assert np.isfinite(read_metrics(shuffled_run)[-1]["knn"])
 
     clean_test = quick_settings(**{"test_corruption.name": "none"})
     clean, path = linear_probe(shuffled_run, None, clean_test, baselines=False)
-    assert path.parent.name == "linear_probe-4-none"
+    assert path.parent.name.startswith("linear_probe-4-none-settings=")
     drop = [card["results"]["trained"]["lbfgs"]["top1"] for card in (same, clean)]
     assert drop[0] > drop[1] + 0.2  # trained on shuffled digits, tested on whole ones
 
     # The run's own permutation, asked for in so many words, gives the run's own test set.
     spelled = {key.replace("corruption.", "test_corruption."): v for key, v in SHUFFLE.items()}
     again, path = linear_probe(shuffled_run, None, quick_settings(**spelled), baselines=False)
-    assert path.parent.name == "linear_probe-4-global_shuffle-seed=3"
+    assert path.parent.name.startswith("linear_probe-4-global_shuffle-seed=3-settings=")
     assert again["results"] == same["results"]
     assert json.loads(path.read_text())["settings"]["test_corruption"]["seed"] == 3
 
@@ -184,7 +185,7 @@ def test_many_digits_are_trained_on_and_single_ones_probed(tmp_path):
     for split in ("train", "validation", "test"):
         assert [parts[size][split].source.size for size in (8, 16)] == [8, 16]
     _, path = linear_probe(tmp_path / "run", None, larger, baselines=False)
-    assert path.parent.name == "linear_probe-4-evaluation_size=16"
+    assert path.parent.name.startswith("linear_probe-4-evaluation_size=16-settings=")
 
 
 def test_a_size_of_digits_is_refused_where_there_are_none(shuffled_run):
@@ -223,3 +224,41 @@ def test_a_size_that_cannot_be_cut_is_refused_before_anything_is_written(tmp_pat
     ):
         pretrain(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+WITHOUT_EFFECT = [
+    ({"corruption.patches": 2}, r"--config\.corruption\.patches=2 has no effect without a corrup"),
+    ({"corruption.severity": -1}, r"--config\.corruption\.severity=-1 has no effect .*\.name too"),
+    (
+        {"data.test_fraction": 0.5},
+        r"--config\.data\.test_fraction=0\.5 would be ignored, for digits",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), WITHOUT_EFFECT)
+def test_settings_without_effect_are_refused_in_new_runs_alone(
+    tmp_path, monkeypatch, changes, said
+):
+    class ReachedError(Exception):
+        pass
+
+    def reached(*given):
+        raise ReachedError
+
+    monkeypatch.setattr("jaxssl.pretrain.make_plan", reached)
+    config = resolve(config_with(**changes))
+    with pytest.raises(UserError, match=said):
+        pretrain(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    write_config(tmp_path / "old", config, {})
+    with pytest.raises(ReachedError):
+        pretrain(config, tmp_path / "old")
+
+
+def test_settings_that_have_an_effect_are_not_refused():
+    check_effects(corruption_group(), config_for("simclr").data)
+    plain = corruption_group()
+    plain.order = "no_aug"  # without augmentation, corrupted or not
+    check_effects(plain, None)
+    check_effects(config_with(**SHUFFLE).corruption, None)

@@ -1,8 +1,10 @@
 """The probe program: changes nothing, chooses nothing on the test split, fits once."""
 
+import itertools
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -18,6 +20,7 @@ from jaxssl.data.splits import Splits
 from jaxssl.distributed import check_launched, data_mesh
 from jaxssl.errors import UserError
 from jaxssl.evaluation import fits, probe
+from jaxssl.evaluation.card import settings_names
 from jaxssl.evaluation.classifier import LinearClassifier
 from jaxssl.evaluation.features import extract
 from jaxssl.evaluation.frozen import make_test_view, restored_method
@@ -105,7 +108,8 @@ def test_card_and_classifiers(run, capsys):
     card, path = linear_probe(run, None, settings, baselines=True)
     after = files(run)
     assert {name: after[name] for name in before} == before
-    assert path == run / "evaluations" / "linear_probe-6" / "card.json"
+    assert path.parent.parent == run / "evaluations"
+    assert re.fullmatch(r"linear_probe-6-settings=[0-9a-f]{8}-baselines", path.parent.name)
     assert json.loads(path.read_text())["results"] == card["results"]
     assert card["encoder_sha256"]["before"] == card["encoder_sha256"]["after"]
     assert card["examples"] == {"train": 1294, "validation": 143, "test": 360}
@@ -152,7 +156,7 @@ def test_card_and_classifiers(run, capsys):
 def test_another_layer_has_a_card_of_its_own(run):
     settings = settings_with(layer="teacher_projection", protocol="none")
     card, path = linear_probe(run, None, settings, baselines=True)
-    assert path.parent.name == "linear_probe-6-layer=teacher_projection"
+    assert path.parent.name.startswith("linear_probe-6-layer=teacher_projection-settings=")
     assert set(card["results"]) == {"trained", "untrained", "pixels"}
     assert card["results"]["trained"]["knn"] is None
     assert LinearClassifier.load(path.parent / "classifier.npz")[1].layer == "teacher_projection"
@@ -264,20 +268,55 @@ def write_folder(root: pathlib.Path, counts: dict[str, int]) -> pathlib.Path:
     return root
 
 
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({}, []),
+        ({"refit": True, "distributed": True, "feature_batch_size": 7}, []),
+        ({"seed": 1, "labels_per_class": 20}, ["labels_per_class=20", "seed=1"]),
+        ({"knn_k": 5, "protocol": "dino"}, ["knn_k=5", "protocol=dino"]),
+        ({"sgd.epochs": 0, "lbfgs.tolerance": 1e-6}, ["lbfgs.tolerance=1e-06", "sgd.epochs=0"]),
+        ({"layer": "stage2", "target": "digit"}, ["layer=stage2", "digit"]),
+        ({"test_corruption.name": "gamma", "seed": 1}, ["gamma", "seed=1"]),
+    ],
+)
+def test_a_card_is_named_after_what_differs_from_the_defaults(changes, names):
+    settings = probe.default_config()
+    settings.update_from_flattened_dict(changes)
+    assert settings_names(settings) == names
+
+
+def test_many_settings_and_tuples_are_named_by_a_digest():
+    found = set()
+    for grid, epochs in itertools.product([(1e-3,), (1e-3, 1e-2)], [0, 1]):
+        settings = probe.default_config()
+        settings.update_from_flattened_dict({"lbfgs.l2_grid": grid, "sgd.epochs": epochs})
+        (name,) = settings_names(settings)
+        assert re.fullmatch("settings=[0-9a-f]{8}", name)
+        found.add(name)
+    assert len(found) == 4
+    many = {"seed": 1, "knn_k": 5, "sgd.epochs": 1, "sgd.momentum": 0.5}
+    settings = probe.default_config()
+    settings.update_from_flattened_dict(many)
+    (name,) = settings_names(settings)
+    assert name.startswith("settings=")
+
+
 def test_other_data_have_a_card_of_their_own(run):
     """The same digits, cut otherwise; named in card and file by content."""
     settings = settings_with(protocol="none", labels_per_class=2, **{"lbfgs.l2_grid": (1e-2,)})
     data = data_with(name="digits", train_examples=400)
     card, path = linear_probe(run, None, settings, baselines=False, data=data)
     assert not card["data"]["of_the_run"]
-    assert path.parent.name == f"linear_probe-6-data=digits-{card['data']['sha256'][:8]}"
+    named = f"linear_probe-6-data=digits-{card['data']['sha256'][:8]}-settings="
+    assert path.parent.name.startswith(named)
     assert card["examples"]["train"] == 400
     fewer = data_with(name="digits", train_examples=399)
     assert linear_probe(run, None, settings, False, data=fewer)[1] != path
     # The run's own data under their name are its own.
     own = probe_run(run, None, settings, False, data=data_with(name="digits"))
     assert own.card["data"]["of_the_run"]
-    assert own.folder.name == "linear_probe-6"
+    assert own.folder.name.startswith("linear_probe-6-settings=")
 
 
 def test_data_of_other_channels_are_refused(run, tmp_path):

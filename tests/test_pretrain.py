@@ -12,6 +12,7 @@ from jaxssl import distributed
 from jaxssl.compilation import known_cpu_options
 from jaxssl.data.canonical import Canonical
 from jaxssl.data.examples import array_source
+from jaxssl.data.splits import check_sources
 from jaxssl.errors import UserError
 from jaxssl.evaluation import evals, probe
 from jaxssl.linear_probe import linear_probe
@@ -316,3 +317,31 @@ def test_same_seed_same_run(tmp_path):
         losses.append([row["loss"] for row in read_metrics(tmp_path / name) if "loss" in row])
     assert losses[0] == losses[1]
     assert np.abs(np.subtract(losses[0], losses[2])).max() > 1e-3
+
+
+def source_of(*shape):
+    return array_source("mine", Split.TRAIN, np.zeros(shape, np.uint8), {})
+
+
+@pytest.mark.parametrize(
+    ("sources", "said"),
+    [
+        ([source_of(2, 4, 4, 1)], r"^sources is a list: pass a dict of sources by the name"),
+        (
+            {"train": np.zeros((2, 4, 4, 1), np.uint8)},
+            r"^sources\['train'\] is a ndarray and no sou",
+        ),
+        (
+            {"train": source_of(2, 0, 4, 1)},
+            r"^sources\['train'\] has images of shape \[2, 0, 4, 1\]",
+        ),
+        (
+            {"train": source_of(0, 4, 4, 1)},
+            r"^sources\['train'\] has images of shape \[0, 4, 4, 1\]",
+        ),
+    ],
+)
+def test_what_is_no_source_is_refused_in_words(sources, said):
+    with pytest.raises(UserError, match=said):
+        check_sources(sources)
+    check_sources({"train": source_of(2, 4, 4, 1)})

@@ -14,7 +14,15 @@ from jaxssl.errors import UserError
 from jaxssl.reporting import MetricWriter, read_metrics
 from jaxssl.run_directory import has_config, owned, place, read_config, write_config
 from jaxssl.run_lock import LOCK
-from jaxssl.storage import as_path, check_writable, files_below, read_json, write_json
+from jaxssl.storage import (
+    as_path,
+    check_writable,
+    files_below,
+    half_written,
+    is_half_written,
+    read_json,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -153,3 +161,20 @@ def test_json_is_utf8_and_a_byte_order_mark_is_passed_over(tmp_path):
     write_json(tmp_path / "b.json", {"name": "Läufe"})
     assert read_json(tmp_path / "b.json") == {"name": "Läufe"}
     assert LOCK not in os.listdir(tmp_path)
+
+
+def test_two_writers_of_a_file_have_a_temporary_name_each(tmp_path, monkeypatch):
+    path = tmp_path / "card.json"
+    ours, theirs = half_written(path), half_written(path)
+    assert ours != theirs
+    assert all(is_half_written(name, "card.json") for name in (ours, theirs))
+    assert not is_half_written(path, "card.json")
+
+    def another_comes(descriptor: int) -> None:
+        monkeypatch.undo()
+        write_json(path, {"writer": 1})
+
+    monkeypatch.setattr(storage.os, "fsync", another_comes)
+    write_json(path, {"writer": 2})
+    assert read_json(path) == {"writer": 2}
+    assert os.listdir(tmp_path) == ["card.json"]

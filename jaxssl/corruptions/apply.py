@@ -45,6 +45,23 @@ def setting_name(group: ConfigDict) -> str:
     return "-".join([group.name, *(f"{key}={group[key]}" for key in changed)])
 
 
+def check_named(group: ConfigDict) -> None:
+    """Refuses settings of a corruption, but for its order, where none is named.
+
+    Raises:
+      UserError: naming the first of them.
+    """
+    defaults = corruption_group()
+    if group.name != defaults.name:
+        return
+    for key, value in defaults.items():
+        if key != "order" and group[key] != value:
+            raise UserError(
+                f"--config.corruption.{key}={group[key]} has no effect without a corruption: give "
+                "--config.corruption.name too, or leave it out."
+            )
+
+
 def _refusal(name: str, error: ValueError) -> UserError:
     """What a corruption says of a setting, which it names first, or of the images."""
     key, equals, _ = str(error).partition("=")

@@ -340,6 +340,23 @@ def taken_from(config: ConfigDict) -> dict[str, str]:
     return taken
 
 
+def check_test_fraction(config: ConfigDict) -> None:
+    """Refuses a share to hold out for tests where a test split is published.
+
+    Args:
+      config: the ``data`` group.
+
+    Raises:
+      UserError: if it would be ignored.
+    """
+    published = taken_from(config).get("test", "train") if config.test_fraction > 0 else "train"
+    if published != "train":
+        raise UserError(
+            f"--config.data.test_fraction={config.test_fraction} would be ignored, for "
+            f"{config.name} has a {published} split of its own: leave it out."
+        )
+
+
 def unused(config: ConfigDict) -> list[str]:
     """Names of the published splits, or of all folders, that no split is a part of.
 

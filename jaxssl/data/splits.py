@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxssl.corruptions.apply import DRAWN, Corruptor
+from jaxssl.corruptions.apply import DRAWN, Corruptor, check_named
 from jaxssl.data.examples import ArraySource, Batch, Rows, Source, SourceFields, shared_fields
-from jaxssl.data.sources import load, pretraining_split
+from jaxssl.data.sources import check_test_fraction, load, pretraining_split
 from jaxssl.errors import UserError
 
 CHUNK = 1024
@@ -99,6 +99,47 @@ def _corrupted_once(wrapped: CorruptedSource, source: ArraySource) -> ArraySourc
     return dataclasses.replace(source, images=images)
 
 
+def check_effects(corruption: ConfigDict, data: ConfigDict | None) -> None:
+    """Refuses settings that would change nothing; for new runs, as older ones may have them.
+
+    Args:
+      corruption: the ``corruption`` group of a config.
+      data: its ``data`` group; None: the data come from Python.
+
+    Raises:
+      UserError: naming the first of them.
+    """
+    check_named(corruption)
+    if data is not None:
+        check_test_fraction(data)
+
+
+def check_sources(sources: object) -> None:
+    """Refuses what Python code brings in place of splits if it is none.
+
+    Raises:
+      UserError: naming the split.
+    """
+    how = "jaxssl.data.sources.array_source"
+    if not isinstance(sources, Mapping):
+        raise UserError(
+            f"sources is a {type(sources).__name__}: pass a dict of sources by the name of their "
+            f'split, such as {{"train": {how}(...)}}.'
+        )
+    for split, source in sources.items():
+        if not all(hasattr(source, name) for name in ("take", "gather", "image_shape")):
+            raise UserError(
+                f"sources[{split!r}] is a {type(source).__name__} and no source of examples: make "
+                f"one of an array by {how}."
+            )
+        if not len(source) or 0 in source.image_shape:
+            shape = [len(source), *source.image_shape]
+            raise UserError(
+                f"sources[{split!r}] has images of shape {shape} [N, H, W, C]: give at least one, "
+                "of at least one pixel."
+            )
+
+
 class Splits:
     """The splits of a run as its programs see them: corrupted, each opened once.
 
@@ -121,7 +162,12 @@ class Splits:
           view_size: side of the views, pixels.
           sources: splits that Python code brings, in place of ``data``; without ``"pretrain"``,
             ``"train"`` serves for it.
+
+        Raises:
+          UserError: if ``sources`` are no sources by name, or one has no image.
         """
+        if sources is not None:
+            check_sources(sources)
         self._data, self._corruption, self._view_size = data, corruption, view_size
         self._given = sources
         self._open: dict[str, Source] = {}

@@ -1,6 +1,8 @@
 """The evaluation card of one checkpoint: every section of every network, and its files."""
 
 import dataclasses
+import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,17 +10,21 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from jaxssl.corruptions.apply import setting_name
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.conditions import CLEAN, conditions
 from jaxssl.evaluation.fits import Fitted
 from jaxssl.evaluation.opened import Opened, say
-from jaxssl.evaluation.probe_data import Part, data_digest, file_name
+from jaxssl.evaluation.probe import AS_TRAINED, default_config
+from jaxssl.evaluation.probe_data import FRACTIONS, Part, data_digest, file_name
 from jaxssl.evaluation.sections import FINGERPRINT, SECTIONS, Predictions
 from jaxssl.evaluation.sections.fingerprint import fingerprint
 from jaxssl.run_directory import run_info
 from jaxssl.storage import Path, write_json, write_whole
 
 ALL = (*SECTIONS, FINGERPRINT)
+SPELLED_OUT = 3
+"""So many changed settings are spelled out in the name of a card's folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,13 +118,15 @@ def make_card(
         **run_info(),
     }
     assert predictions is not None
+    otherwise = flag_names(sections, every_severity, baselines=len(opened.probes) > 1)
+    folder = folder_of(opened, "evaluate", settings, otherwise)
     fitted = {
         f"classifier-{name}-{fit}.npz" if name != "trained" else _file(fit): made
         for name, probed in opened.probes.items()
         for fit, made in probed.fitted.items()
         if made.file is None
     }
-    return Card(content, predictions, opened.restored.config, _folder(opened, settings), fitted)
+    return Card(content, predictions, opened.restored.config, folder, fitted)
 
 
 def _file(fit: str) -> str:
@@ -147,13 +155,74 @@ def _say_cost(opened: Opened, parts: Mapping[str, Part]) -> None:
     )
 
 
-def _folder(opened: Opened, settings: ConfigDict) -> Path:
-    names = ["evaluate", str(opened.restored.step)]
+def folder_of(
+    opened: Opened, program: str, settings: ConfigDict, otherwise: Sequence[str] = ()
+) -> Path:
+    """``evaluations/<program>-<step>`` of a run, and whatever else is measured than by default.
+
+    Args:
+      opened: the run.
+      program: whose card it is.
+      settings: see `jaxssl.evaluation.probe.default_config`.
+      otherwise: what the program's own flags ask for.
+    """
+    names = [program, str(opened.restored.step)]
     if not opened.own:
         name = opened.parts["train"].source.name.partition("/")[0]
         names.append(f"data={file_name(name)}-{data_digest(opened.parts)[:8]}")
+    names += [*settings_names(settings), *otherwise]
+    return opened.run / "evaluations" / "-".join(names)
+
+
+def flag_names(sections: Sequence[str], every_severity: bool, baselines: bool) -> list[str]:
+    """What ``evaluate`` is asked for besides its settings, as parts of a folder's name."""
+    names = []
+    if set(sections) != set(ALL):
+        names.append(f"sections={'+'.join(sections)}")
+    if every_severity and FINGERPRINT in sections:
+        names.append("all")
+    return names if baselines else [*names, "no_baselines"]
+
+
+_NAMED_APART = ("layer", "target", "evaluation_size", "test_corruption", *FRACTIONS)
+_NOT_MEASURED = ("feature_batch_size", "refit", "distributed")
+
+
+def settings_names(settings: ConfigDict) -> list[str]:
+    """What of the settings is measured otherwise than by default, as parts of a folder's name.
+
+    Up to three numbers and names are spelled out; of more settings, and of tuples, there is a
+    digest in their place.
+    """
+    names = []
     if settings.layer != "pooled":
         names.append(f"layer={file_name(settings.layer)}")
     if settings.target != "label":
         names.append(file_name(settings.target))
-    return opened.run / "evaluations" / "-".join(names)
+    if settings.evaluation_size:
+        names.append(f"evaluation_size={settings.evaluation_size}")
+    for key in FRACTIONS:
+        if settings[key] >= 0:
+            names.append(f"{key}={settings[key]:g}")
+    if settings.test_corruption.name != AS_TRAINED:
+        names.append(setting_name(settings.test_corruption))
+    changed = _changed(settings)
+    if len(changed) > SPELLED_OUT or any(isinstance(value, tuple) for value in changed.values()):
+        told = json.dumps(changed, sort_keys=True).encode()
+        return [*names, f"settings={hashlib.sha256(told).hexdigest()[:8]}"]
+    return [*names, *(f"{key}={file_name(str(value))}" for key, value in changed.items())]
+
+
+def _changed(settings: ConfigDict) -> dict[str, Any]:
+    """The other settings that differ from the defaults, by their dotted keys."""
+    changed: dict[str, Any] = {}
+    for key, default in default_config().items():
+        if key in _NAMED_APART or key in _NOT_MEASURED:
+            continue
+        inner = {f"{key}.{k}": k for k in default} if isinstance(default, ConfigDict) else {}
+        if not inner and settings[key] != default:
+            changed[key] = settings[key]
+        for name, k in inner.items():
+            if settings[key][k] != default[k]:
+                changed[name] = settings[key][k]
+    return changed

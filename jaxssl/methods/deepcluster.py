@@ -1,5 +1,6 @@
 """DeepCluster-v2 (arXiv:2006.09882, appendix A.3): the clusters of one epoch label the next."""
 
+import fractions
 import functools
 from typing import ClassVar
 
@@ -57,6 +58,7 @@ class DeepClusterV2(Method):
                 f"--config.method.num_prototypes={config.num_prototypes} must be at most the "
                 f"{spec.num_examples} training images that are clustered."
             )
+        self.steps_per_epoch = fractions.Fraction(spec.steps_per_epoch)
         self.iterations, dim = config.kmeans_iterations, config.head.out_dim
         self.head = build_head(config.head, encoder.feature_dim, encoder.dtype, rngs)
         sets, dtype = config.num_clusterings, param_dtype(encoder.dtype)
@@ -75,7 +77,19 @@ class DeepClusterV2(Method):
         return tuple(map(normalize, project_views(self.encoder, self.head, views.images)))
 
     def fill(self, embeddings: Projections, views: Views) -> None:
-        """The bank's first rows, before epoch 0."""
+        """The bank's first rows, before epoch 0.
+
+        Raises:
+          UserError: if a set has more centroids than there are images that are trained on.
+        """
+        # Known when traced: a batch is the share of an epoch that a step takes.
+        trained, prototypes = self.steps_per_epoch * len(views.index), self.centroids.shape[1]
+        if prototypes > trained:
+            raise UserError(
+                f"--config.method.num_prototypes={prototypes} must be at most the {int(trained):,} "
+                "images that are trained on: lower it, or leave more to training "
+                "(--config.data.train_examples, --config.data.validation_fraction)."
+            )
         rows = jnp.stack(embeddings[:KEPT], axis=1)
         self.bank[...] = put_rows(self.bank[...], views.index, rows)
 

@@ -27,15 +27,23 @@ def spherical_kmeans(
     Args:
       features: unit vectors; rows of zeros stand for vectors that are missing.
       key: of the first centroids.
-      count: K, at most N.
+      count: K, at most N. Of more than there are vectors that are not missing, the rest repeat
+        others, and nothing is nearest to them.
       iterations: rounds, 0 or more.
 
     Returns:
       Centroids [K, D], and [N] which of them is nearest; -1 where the vector is missing.
+
+    Raises:
+      ValueError: ``count`` is above N.
     """
+    if count > len(features):
+        raise ValueError(f"count={count} must be at most the {len(features)} vectors.")
     known: Bool[Array, " n"] = jnp.any(features != 0, axis=1)
     order = jnp.where(known, jax.random.uniform(key, known.shape), -1)
-    centroids = features[jax.lax.top_k(order, count)[1]]
+    # Missing rows come last; a centroid of zeros would win where all cosines are negative.
+    drawn = jax.lax.top_k(order, count)[1]
+    centroids = features[drawn[jnp.arange(count) % jnp.maximum(known.sum(), 1)]]
     size = len(features)
     features = shard_rows(jnp.pad(features, ((0, -size % row_shards()), (0, 0))))
     precision = jax.lax.Precision.HIGHEST

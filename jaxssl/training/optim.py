@@ -86,7 +86,31 @@ def parameter_paths(params: Any) -> list[str]:
     return [_path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
 
 
-def assign_groups(groups: Sequence[Sequence], params: Any) -> dict[str, ParameterGroup]:
+def _rows(groups: Sequence[Any]) -> list[ParameterGroup]:
+    """The rows, if each has the form of one.
+
+    Raises:
+      UserError: if not.
+    """
+    for row in groups:
+        if not isinstance(row, tuple | list) or len(row) != len(ParameterGroup._fields):
+            raise UserError(
+                f"a row of --config.optimizer.groups is {row!r}: give "
+                f"({', '.join(ParameterGroup._fields)}), and a comma after a row that is alone."
+            )
+        numbers = [row[1], *([] if isinstance(row[3], str) else [row[3]])]
+        check_numbers("the numbers of a row of --config.optimizer.groups", numbers, NON_NEGATIVE)
+        try:
+            re.compile(row[0])
+        except (re.error, TypeError) as error:
+            raise UserError(
+                f"the pattern {row[0]!r} of --config.optimizer.groups is no regular expression "
+                f"({error}): correct it."
+            ) from error
+    return [ParameterGroup(*row) for row in groups]
+
+
+def assign_groups(groups: Sequence[Any], params: Any) -> dict[str, ParameterGroup]:
     """The group of every parameter: the first one whose pattern matches the whole path.
 
     Args:
@@ -98,22 +122,7 @@ def assign_groups(groups: Sequence[Sequence], params: Any) -> dict[str, Paramete
       UserError: if a row has another form, a pattern governs no parameter, or a parameter has no
         group.
     """
-    for row in groups:
-        if not isinstance(row, tuple | list) or len(row) != len(ParameterGroup._fields):
-            raise UserError(
-                f"a row of --config.optimizer.groups is {row!r}: give "
-                f"({', '.join(ParameterGroup._fields)})."
-            )
-        numbers = [number for number in (row[1], row[3]) if not isinstance(number, str)]
-        check_numbers("the numbers of a row of --config.optimizer.groups", numbers, NON_NEGATIVE)
-        try:
-            re.compile(row[0])
-        except (re.error, TypeError) as error:
-            raise UserError(
-                f"the pattern {row[0]!r} of --config.optimizer.groups is no regular expression "
-                f"({error}): correct it."
-            ) from error
-    rows = [ParameterGroup(*row) for row in groups]
+    rows = _rows(groups)
     assigned: dict[str, ParameterGroup] = {}
     for path in parameter_paths(params):
         match = next((row for row in rows if re.fullmatch(row.pattern, path)), None)
@@ -133,9 +142,14 @@ def assign_groups(groups: Sequence[Sequence], params: Any) -> dict[str, Paramete
     return assigned
 
 
-def group_hyper(groups: Sequence[Sequence]) -> Ranges:
-    """What `config.optimizer.groups` reads from ``hyper``: the factors that are names."""
-    return {row[3]: NON_NEGATIVE for row in groups if len(row) > 3 and isinstance(row[3], str)}
+def group_hyper(groups: Sequence[Any]) -> Ranges:
+    """What `config.optimizer.groups` reads from ``hyper``: the factors that are names.
+
+    Raises:
+      UserError: if a row has another form.
+    """
+    rates = [row.learning_rate for row in _rows(groups)]
+    return {rate: NON_NEGATIVE for rate in rates if isinstance(rate, str)}
 
 
 # --- Learning rate ------------------------------------------------------------------------------

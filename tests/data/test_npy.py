@@ -1,13 +1,14 @@
 """Arrays in .npy files, and arrays of odd layouts."""
 
+import os
 import pickle
 
 import numpy as np
 import pytest
 from batches import assert_same_batch, everything
 
-from jaxssl.data.examples import array_source, identity
-from jaxssl.data.npy import NpySource
+from jaxssl.data.examples import array_source, identity, identity_differences
+from jaxssl.data.npy import HASHED_ROWS, NpySource
 from jaxssl.data.sources import load
 from jaxssl.errors import UserError
 from jaxssl.randomness import Split
@@ -45,6 +46,25 @@ def test_arrays_of_many_deep_bands(data_config, bands):
     test = load(config, "test")
     assert (len(test), test.num_classes, set(test.splits)) == (4, 3, {Split.VALIDATION})
     assert len(load(config, "validation")) == 3
+
+
+def test_other_pixels_of_the_same_shape_are_another_set(data_config, tmp_path):
+    """Told by some rows; a run that began before they were noted goes on."""
+    images = np.random.default_rng(0).integers(0, 256, (HASHED_ROWS + 50, 2, 2, 1), np.uint8)
+    path = tmp_path / "train_images.npy"
+    np.save(path, images)
+    source = load(data_config("npy", tmp_path), "train", memory_limit_bytes=0)
+    before = identity(source)
+    older = {key: value for key, value in before.items() if key != "rows_sha256"}
+    assert identity_differences(older, before) == []
+    empty = identity(source.take(np.arange(0)))
+    images[0] += 1
+    np.save(path, images)
+    os.utime(path, ns=(1, 1))  # whatever the clock's resolution
+    now = identity(load(data_config("npy", tmp_path), "train", memory_limit_bytes=0))
+    assert identity_differences(before, now) == ["the images' content is not the same"]
+    assert identity_differences(older, now) == []
+    assert identity(source.take(np.arange(0))) == empty
 
 
 def test_arrays_of_8_bits_need_no_scale_and_may_lack_labels(data_config, tmp_path):

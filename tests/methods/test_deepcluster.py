@@ -1,5 +1,6 @@
 """DeepCluster-v2: k-means against NumPy on any number of devices, labels by sample index."""
 
+import fractions
 import functools
 
 import jax
@@ -160,6 +161,15 @@ def test_labels_are_those_of_the_images_and_the_bank_takes_the_new_projections(f
     assert {path[0] for path, _ in nnx.to_flat_state(gradient)} == {"head"}
 
 
+def test_no_centroid_is_a_row_that_was_never_filled():
+    x = jnp.asarray(points(missing=7, n=12), jnp.float32)
+    centroids, labels = spherical_kmeans(x, jax.random.key(0), count=9, iterations=0)
+    np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-6)
+    assert set(np.asarray(labels)) == {-1, 0, 1, 2, 3, 4}
+    with pytest.raises(ValueError, match="count=13 must be at most the 12 vectors"):
+        spherical_kmeans(x, jax.random.key(0), count=13, iterations=0)
+
+
 def test_images_without_a_label_are_left_out():
     with jax.enable_x64(True):
         method = method_of("deepcluster_v2", **SETTINGS)
@@ -177,6 +187,12 @@ def test_more_centroids_than_images_and_one_large_view_are_refused():
         nnx.eval_shape(lambda: build_method(config.method, config.encoder, spec, 0))
     method = method_of("deepcluster_v2", "float32", **SETTINGS)
     views = views_of(np.float32(features_of()))
+    # So many images are trained on, whatever the split held before it was cut.
+    trained = method.steps_per_epoch * BATCH
+    method.steps_per_epoch = fractions.Fraction(3, BATCH)
+    with pytest.raises(UserError, match=r"num_prototypes=4 must be at most the 3 images that are"):
+        method.fill((), views)
+    assert trained >= 4
     views = type(views)(**{**vars(views), "images": views.images[1:]})
     with pytest.raises(UserError, match=r"--config.views.global_crops.count=1 must be 2"):
         method.embed(views, keys_of())

@@ -298,6 +298,20 @@ def test_the_first_matching_row_governs_and_a_config_read_from_json_means_the_sa
     assert assign_groups(restored, parameters()) == assigned
 
 
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ((".*", 1.0, True, 1.0, True), r"is '\.\*': give \(pattern, .*a comma after a row"),
+        (((".*", 1.0, True, 1.0),), r"is \('\.\*', 1\.0, True, 1\.0\): give"),
+        (((".*", "a", True, 1.0, True),), r"the numbers of a row .*=\['a', 1\.0\] must be"),
+    ],
+)
+def test_a_row_of_another_form_is_refused_by_whoever_reads_it_first(groups, said):
+    for read in (group_hyper, lambda rows: assign_groups(rows, parameters())):
+        with pytest.raises(UserError, match=said):
+            read(groups)
+
+
 def test_paths_are_the_same_for_a_module_state_and_a_dict():
     class Net(nnx.Module):
         def __init__(self):
