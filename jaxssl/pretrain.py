@@ -51,6 +51,7 @@ from jaxssl.run_directory import (
     note_resumption,
     owned,
     place,
+    watched,
 )
 from jaxssl.storage import Path
 from jaxssl.training.loop import Cadence, EpochHook, Fill, Reporter, filled, train
@@ -100,10 +101,10 @@ def pretrain(
         say(line)
     with (
         # Last of all, so that bad input leaves no directory behind.
-        owned(workdir),
+        owned(workdir) as lost,
         Interruption(active=jax.process_count() == 1) as interruption,
         Checkpoints(
-            workdir / "checkpoints", config.run.keep_last, config.run.keep_every_steps
+            workdir / "checkpoints", config.run.keep_last, config.run.keep_every_steps, lost
         ) as checkpoints,
     ):
         changed = claim(workdir, config, content, plan.blueprint.spec.to_json())
@@ -134,6 +135,7 @@ def _run(
     """Trains from a state, fresh or restored, to the plan's last step."""
     start, stop = int(state.step), plan.cadence.stop
     step, hyper = announced(plan, config), traced_scalars(config)
+    checkpoints.check_owned()  # compilation may have taken minutes
     if plan.fill is not None and not restored:
         say(f"embedding {len(plan.source):,} images once, for what the method starts from")
         with contextlib.closing(plan.batches(config, 0, plan.steps_of_epoch_0)) as batches:
@@ -165,7 +167,7 @@ def _run(
             step_fn=step,
             epoch_hook=plan.epoch_hook,
             hyper=hyper,
-            batches=batches,
+            batches=watched(batches, checkpoints.check_owned, start, plan.cadence.log),
             mesh=plan.mesh,
             cadence=plan.cadence,
             checkpoints=checkpoints,

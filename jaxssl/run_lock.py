@@ -78,6 +78,29 @@ class RunLock:
             f"{self._workdir} is wanted by several processes at once: start one of them alone."
         )
 
+    def lost(self) -> str | None:
+        """What took the directory from its owner, a clause; None: nothing, as far as can be seen.
+
+        A directory that was moved or removed is lost, and one that another process has.
+        """
+        deadline = time.monotonic() + _SECONDS_TO_WRITE
+        while True:
+            try:
+                found = read_json(self.path)
+            except (FileNotFoundError, NotADirectoryError):
+                found = None
+            except Exception:  # a disk or a store that does not answer; the latter has its own
+                return None
+            if isinstance(found, dict) and found.get("token") == self._me["token"]:
+                return None
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)  # another start may hold it for a moment, see `_clear`
+        if isinstance(found, dict):
+            owner = f"process {found.get('pid')} on {found.get('host')}"
+            return f"{owner} has taken {self._workdir} over"
+        return f"{self._workdir}, or its {LOCK}, was moved or removed"
+
     def release(self) -> None:
         """Gives it up; does nothing if it was not taken."""
         if self._beats is None:
@@ -175,11 +198,16 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self._ended.wait(SECONDS_BETWEEN_BEATS):
-            with contextlib.suppress(OSError):
-                if is_local(self.path):
-                    os.utime(self.path)
-                else:
-                    self.path.write_bytes(json.dumps(self._me).encode())
+            # Else an object store would make it again, over that of its next owner.
+            if self.lost() is None:
+                self._touch()
+
+    def _touch(self) -> None:
+        with contextlib.suppress(OSError):
+            if is_local(self.path):
+                os.utime(self.path)
+            else:
+                self.path.write_bytes(json.dumps(self._me).encode())
 
 
 @contextlib.contextmanager
