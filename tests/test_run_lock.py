@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,33 @@ def test_a_number_that_another_process_has_now_is_no_owner(tmp_path):
     mine = RunLock(tmp_path)._me
     (tmp_path / LOCK).write_text(json.dumps(mine | {"started": "1", "token": "of before"}))
     RunLock(tmp_path).acquire()
+
+
+def test_a_lock_that_was_copied_with_its_directory_does_not_block(tmp_path):
+    run, copy, moved = (tmp_path / name for name in ("run", "copy", "moved"))
+    with owned(run):
+        held = json.loads((run / LOCK).read_text())
+        shutil.copytree(run, copy)
+        with owned(copy) as lost:
+            assert json.loads((copy / LOCK).read_text())["token"] != held["token"]
+            assert lost() is None
+        run.rename(moved)  # it is the same directory
+        with pytest.raises(UserError, match="in use"), owned(moved):
+            pytest.fail("entered")
+        # What an older version wrote says nothing of it, and what another machine did is no proof.
+        old = {key: value for key, value in held.items() if key != "place"}
+        for left in (old, held | {"host": "elsewhere"}):
+            (copy / LOCK).write_text(json.dumps(left))
+            with pytest.raises(UserError, match="in use"), owned(copy):
+                pytest.fail("entered")
+
+
+def test_on_an_object_store_the_path_tells_a_copy(tmp_path):
+    lock = RunLock(tmp_path)
+    lock._me["place"] = "gs://bucket/copy"
+    assert lock._is_copy(lock._me | {"place": "gs://bucket/run", "host": "elsewhere"})
+    assert not lock._is_copy(lock._me | {"host": "elsewhere"})
+    assert not lock._is_copy(lock._me | {"place": [1, 2]})  # the bucket as a disk
 
 
 def test_twice_in_one_process_is_refused_and_released_it_is_free(tmp_path):
