@@ -94,7 +94,7 @@ def pretrain(
     distributed.check_launched(config.run.distributed)
     if config.run.distributed:
         distributed.initialize()
-    plan = make_plan(config, sources)
+    plan = distributed.all_can("the run's plan", lambda: make_plan(config, sources))
     content = identity(plan.source) | {"from_python": sources is not None}
     distributed.check_equal("config and data", same_on_all(config, content), differing)
     for line in plan.in_words(config, sources is None):
