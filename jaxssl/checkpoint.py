@@ -209,9 +209,16 @@ class Checkpoints(CheckpointReader):
       directory: as in `CheckpointReader`; made by the first save.
       keep_last: how many of the newest checkpoints to keep, >= 1.
       keep_every: also keep each checkpoint whose step is a multiple of this; 0 keeps no others.
+      lost: what took the directory from this run, a clause, or None: `run_directory.owned`.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], keep_last: int, keep_every: int) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        keep_last: int,
+        keep_every: int,
+        lost: Callable[[], str | None] = lambda: None,
+    ) -> None:
         super().__init__(directory)
         if keep_last < 1:
             raise UserError(f"--config.run.keep_last={keep_last} must be at least 1.")
@@ -220,12 +227,43 @@ class Checkpoints(CheckpointReader):
         self._keep_last, self._keep_every = keep_last, keep_every
         self._manager: Any = None  # Orbax's CheckpointManager, once something was saved
         self._seal: Callable[[], None] = lambda: None
+        self._lost = lost
+        self._let_go = False  # whether it is known to be lost
+        self._sound: int | None = None  # the newest step that this run knows to be saved
 
     def restore_newest(self, template: Any) -> tuple[int, Any] | None:
         """`restore`, or None on every process if process 0 sees no checkpoint yet."""
         if not agree("whether there is a checkpoint", lambda: bool(self.steps())):
             return None
-        return self.restore(template)
+        self._sound, state = self.restore(template)
+        return self._sound, state
+
+    def check_owned(self) -> None:
+        """Raises UserError, on every process, if the directory is not this run's any more.
+
+        Every process of a run calls it.
+        """
+
+        def look() -> None:
+            if sentence := self._loss():
+                raise UserError(sentence)
+
+        try:
+            agree("the run directory", look)
+        except UserError:
+            self._let_go = True
+            raise
+
+    def _loss(self) -> str | None:
+        """That the directory is lost, in a sentence; None if it is not."""
+        if (clause := self._lost()) is None:
+            return None
+        self._let_go = True
+        last = "no step" if self._sound is None else f"step {self._sound} as the last"
+        return (
+            f"stopped because {clause} while this run wrote to it, which has saved {last}: give "
+            "the place where it lies now as --workdir to go on, once nobody else writes there."
+        )
 
     def save(self, step: int, state: Any) -> bool:
         """Saves a state; every process of a run calls it.
@@ -240,10 +278,12 @@ class Checkpoints(CheckpointReader):
 
         Raises:
           UserError: a leaf is not finite (nothing is written); the disk is full, now or during the
-            save before; the directory has later steps. Earlier checkpoints stay as they are.
+            save before; the directory has later steps, or is lost (see `check_owned`). Earlier
+            checkpoints stay as they are.
         """
         import orbax.checkpoint as ocp
 
+        self.check_owned()
         leaves = _named_leaves(state)
         if name := _not_finite(leaves):
             raise UserError(
@@ -263,18 +303,19 @@ class Checkpoints(CheckpointReader):
                 )
             manager.wait_until_finished()  # the callback of the save before reads `_seal`
             description = _description(leaves)
-            self._seal = lambda: seal(self._unfinished(step), step, description)
+            self._seal = lambda: self._complete(step, description)
             manager.save(
                 step, args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(leaves)}), force=True
             )
         return True
 
     def wait(self) -> None:
-        """Returns once all saves are on disk; raises what went wrong with them."""
+        """Returns, on every process, once all saves are on disk; raises what went wrong."""
         if self._manager is not None:
             with self._disk_errors():
                 self._manager.wait_until_finished()
                 self._manager.check_for_errors()
+            self.check_owned()
 
     def close(self) -> None:
         """`wait`, then gives up the threads; the object can still read."""
@@ -283,6 +324,9 @@ class Checkpoints(CheckpointReader):
             try:
                 with self._disk_errors():
                     manager.close()
+            except Exception:
+                if not self._let_go:  # else that was said
+                    raise
             finally:
                 logging.get_absl_logger().removeFilter(_is_no_traceback_of_orbax)
 
@@ -315,6 +359,12 @@ class Checkpoints(CheckpointReader):
             )
         return self._manager
 
+    def _complete(self, step: int, description: Mapping[str, str]) -> None:
+        if sentence := self._loss():  # what was made again at the old place is no checkpoint
+            raise RuntimeError(sentence)
+        seal(self._unfinished(step), step, description)
+        self._sound = step
+
     def _unfinished(self, step: int) -> Path:
         # In the cloud a checkpoint is written where it stays.
         found = list(self.directory.glob(f"{step}.orbax-checkpoint-tmp*"))
@@ -334,10 +384,12 @@ class Checkpoints(CheckpointReader):
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
-        """Turns a write that found no room, whichever library met it, into a UserError."""
+        """Turns a write that found no room or no directory, whoever met it, into a UserError."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
+            if sentence := self._loss():
+                raise UserError(sentence) from error
             if any(sign in str(error) for sign in _NO_ROOM):
                 raise UserError(
                     f"there was no room for a checkpoint in {self.directory}: "

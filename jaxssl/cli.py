@@ -2,6 +2,9 @@
 
 import contextlib
 import difflib
+import importlib.abc
+import importlib.machinery
+import importlib.util
 import inspect
 import os
 import pathlib
@@ -9,7 +12,8 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 from absl import app, flags, logging
@@ -104,6 +108,8 @@ def _let_go_of_output() -> None:
 
 def _parse(argv: list[str]) -> None:
     recipe, argv = _located(argv)
+    if recipe is not None:
+        _make_importable(recipe.partition(":")[0])
     failure = None
     try:
         for name, default in _settings:
@@ -139,6 +145,47 @@ def _in_words(failure: Exception, argv: list[str], configs: Mapping[str, ConfigD
             "jaxssl/training/schedules.py for its other fields."
         )
     return UserError(f"{said}: --helpfull lists the flags.")
+
+
+def _make_importable(file: str) -> None:
+    """Lets a recipe import those that came with the package, whatever else is called ``configs``.
+
+    For one of these themselves, they are that package. One of the user's own finds them where the
+    user's package ``configs`` has no such module.
+
+    Args:
+      file: the recipe, which exists.
+    """
+    if not any(isinstance(finder, _ShippedRecipes) for finder in sys.meta_path):
+        sys.meta_path.append(_ShippedRecipes())
+    held = getattr(sys.modules.get(RECIPES.name), "__file__", None)
+    if not _is_shipped(file) or (held is not None and _is_shipped(held)):
+        return
+    for name in [name for name in sys.modules if f"{name}.".startswith(f"{RECIPES.name}.")]:
+        del sys.modules[name]
+    # Not by the search path, which would put all that is installed before the user's own modules.
+    spec = importlib.machinery.PathFinder.find_spec(RECIPES.name, [str(RECIPES.parent)])
+    if spec is not None and spec.loader is not None:
+        sys.modules[RECIPES.name] = package = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(package)
+
+
+def _is_shipped(file: str) -> bool:
+    return pathlib.Path(file).resolve().is_relative_to(RECIPES.resolve())
+
+
+class _ShippedRecipes(importlib.abc.MetaPathFinder):
+    """Finds modules of the shipped ``configs``, asked after all other finders."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Where such a module lies; None for any other name."""
+        package, *inside = name.split(".")
+        if package != RECIPES.name or not inside:
+            return None
+        folder = RECIPES.joinpath(*inside[:-1])
+        return importlib.machinery.PathFinder.find_spec(name, [str(folder)])
 
 
 def _read_recipe(recipe: str) -> ConfigDict:

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -19,6 +19,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxssl.errors import UserError
+
+T = TypeVar("T")
 
 DATA_AXIS = "data"
 SECONDS_TO_ANSWER = 600.0  # how long the processes of a job wait for each other's word
@@ -153,6 +155,37 @@ def all_or_none(what: str, problem: str | None) -> None:
             raise UserError(f"process {process} of {jax.process_count()} {said}")
 
 
+def all_can(what: str, do: Callable[[], T]) -> T:
+    """What ``do`` returns on this process, once it has returned on all of them.
+
+    Every process must call it, in the same order as its other exchanges; ``do`` exchanges nothing.
+
+    Args:
+      what: what is done, for the messages.
+      do: may raise, on any process.
+
+    Raises:
+      UserError: if ``do`` raised on another process. What it raises here stays as it is.
+    """
+    if jax.process_count() == 1:
+        return do()
+    try:
+        done = do()
+    except Exception as error:
+        with contextlib.suppress(UserError):  # the others' word, for one that leaves ends them all
+            gather(what, _said_of(what, error))
+        raise
+    all_or_none(what, None)
+    return done
+
+
+def _said_of(what: str, error: Exception) -> str:
+    """A clause for `all_or_none`."""
+    if isinstance(error, UserError):
+        return f"cannot go on: {error}"
+    return f"failed at {what} ({_short(error)}): its own output says more."
+
+
 def check_equal(
     what: str, value: Any, differences: Callable[[Any, Any], Sequence[str]] | None = None
 ) -> None:
@@ -179,8 +212,12 @@ def check_equal(
 def _in_words(what: str, error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
+    return f"process 0 failed at {what} ({_short(error)}): its own output says more."
+
+
+def _short(error: BaseException) -> str:
     said = str(error).partition("\n")[0].rstrip(".")
-    return f"process 0 failed at {what} ({type(error).__name__}: {said}): its own output says more."
+    return f"{type(error).__name__}: {said}"
 
 
 def _post(number: int, value: Any) -> None:

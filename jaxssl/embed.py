@@ -195,24 +195,7 @@ def embed(
     Raises:
       UserError: for whatever the user can mend.
     """
-    choose("--embed.split", settings.split, dict.fromkeys(SPLITS))
-    if settings.batch_size < 1:
-        raise UserError(f"--embed.batch_size={settings.batch_size} must be at least 1.")
-    info = read_info(run)
-    if info["data"].get("from_python") and not data.name:
-        raise UserError(
-            f"{run} was trained on data that came from Python: name a set by --data.name, or use "
-            "jaxssl.load from Python."
-        )
-    config = with_data(read_config(run), data, place, embed_data_settings())
-    with flags_of(
-        None if data.name else {"data_dir": "--data_dir", "compose.digits_dir": "--digits_dir"}
-    ):
-        split = pretraining_split(config.data) if settings.split == "pretrain" else settings.split
-        source = load(config.data, split, memory_limit_bytes=0)
-        if data.name:
-            check_view_size(source, config.views.global_crops.size)
-    check_channels(info, source)
+    source = distributed.all_can("the data", lambda: _opened(run, settings, data, place))
     encoder = _encoder(run, step, settings.layer, "--embed.layer")
     found = encoder.of(source, batch_size=min(settings.batch_size, len(source)))
     check_finite(found, "image", "--embed.layer")
@@ -231,6 +214,29 @@ def embed(
     }
 
 
+def _opened(run: Path, settings: ConfigDict, data: ConfigDict, place: Place) -> Source:
+    """What `embed` embeds."""
+    choose("--embed.split", settings.split, dict.fromkeys(SPLITS))
+    if settings.batch_size < 1:
+        raise UserError(f"--embed.batch_size={settings.batch_size} must be at least 1.")
+    info = read_info(run)
+    if info["data"].get("from_python") and not data.name:
+        raise UserError(
+            f"{run} was trained on data that came from Python: name a set by --data.name, or use "
+            "jaxssl.load from Python."
+        )
+    config = with_data(read_config(run), data, place, embed_data_settings())
+    with flags_of(
+        None if data.name else {"data_dir": "--data_dir", "compose.digits_dir": "--digits_dir"}
+    ):
+        split = pretraining_split(config.data) if settings.split == "pretrain" else settings.split
+        source = load(config.data, split, memory_limit_bytes=0)
+        if data.name:
+            check_view_size(source, config.views.global_crops.size)
+    check_channels(info, source)
+    return source
+
+
 def check_out(out: Path, run: Path, data: ConfigDict, place: Place) -> None:
     """Raises UserError unless a file may be written there; the others as those of `embed`."""
     if out.suffix != ".npz" or out.is_dir():
@@ -244,10 +250,13 @@ def check_out(out: Path, run: Path, data: ConfigDict, place: Place) -> None:
 def _main(values: flags.FlagValues) -> None:
     run, out = as_path(values.run, "--run"), as_path(values.out, "--out")
     place = Place(values.data_dir, values.digits_dir)
-    check_out(out, run, values.data, place)
+    if not values.embed.distributed:
+        check_out(out, run, values.data, place)
     distributed.check_launched(values.embed.distributed, "--embed.distributed")
     if values.embed.distributed:
         distributed.initialize("--embed.distributed")
+        check = functools.partial(check_out, out, run, values.data, place)
+        distributed.all_can("the file to write", check)  # whose end would not be heard of before
     cli.announce(f"embedding with layer {values.embed.layer} of {run} into {out}")
     made = embed(run, values.step, values.embed, values.data, place)
     if jax.process_index() == 0:

@@ -9,6 +9,7 @@ the classifiers into ``evaluations/linear_probe-<step>[-<what differs from the d
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 
 from jaxssl import cli, distributed
 from jaxssl.data.examples import Source
+from jaxssl.data.splits import Splits
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.evaluation.card import folder_of
@@ -27,13 +29,16 @@ from jaxssl.evaluation.opened import open_run, say
 from jaxssl.evaluation.probe_data import (
     FRACTIONS,
     WHERE_TRAINED,
+    Opening,
     Part,
     Place,
     data_digest,
     data_settings,
+    flags_of,
     open_splits,
     protocol_name,
     protocol_of,
+    with_data,
 )
 from jaxssl.evaluation.sections.linear import linear_scores
 from jaxssl.metrics.knn import Protocol, knn_accuracy
@@ -47,7 +52,7 @@ from jaxssl.ranges import (
     check_ranges,
 )
 from jaxssl.reporting import print_table, results_table
-from jaxssl.run_directory import run_info
+from jaxssl.run_directory import read_config, read_info, run_info
 from jaxssl.storage import Path, as_path, write_json
 from jaxssl.words import counted
 
@@ -259,6 +264,25 @@ def print_card(card: Mapping[str, Any]) -> None:
     print_table(results_table(rows, columns, title))
 
 
+def check_data(run: Path, settings: ConfigDict, data: ConfigDict, place: Place) -> None:
+    """Raises UserError unless this process finds the run and the splits of its data.
+
+    No image is decoded; for the arguments, see `probe_run`, which opens the splits.
+    """
+    if read_info(run)["data"].get("from_python") and not data.name:
+        return  # `probe_run` says that they are not to be had
+    own = {
+        "data_dir": "--data_dir",
+        "compose.digits_dir": "--digits_dir",
+        **{key: f"--probe.{key}" for key in FRACTIONS},
+    }
+    with flags_of(None if data.name else own):
+        config = Opening(with_data(read_config(run), data, place), settings, None).config
+        splits = Splits(config.data, config.corruption, config.views.global_crops.size)
+        for split in ("train", "validation", "test"):
+            splits.check(split)
+
+
 def _main(values: flags.FlagValues) -> None:
     run = as_path(values.run, "--run")
     distributed.check_launched(values.probe.distributed, "--probe.distributed")
@@ -266,6 +290,10 @@ def _main(values: flags.FlagValues) -> None:
         distributed.initialize("--probe.distributed")
     cli.announce(f"probing layer {values.probe.layer} of {run}")
     place = Place(values.data_dir, values.digits_dir)
+    if values.probe.distributed:
+        look = functools.partial(check_data, run, values.probe, values.data, place)
+        # Before the first exchange, so that what one process lacks ends all of them.
+        distributed.all_can("the run and its data", look)
     outcome = probe_run(
         run, values.step, values.probe, values.baselines, data=values.data, place=place
     )

@@ -52,6 +52,7 @@ from jaxssl.run_directory import (
     note_resumption,
     owned,
     place,
+    watched,
 )
 from jaxssl.storage import Path
 from jaxssl.training.loop import Cadence, EpochHook, Fill, Reporter, filled, owed, train
@@ -96,17 +97,17 @@ def pretrain(
         distributed.initialize()
     if not has_config(workdir):
         check_effects(config.corruption, config.data if sources is None else None)
-    plan = make_plan(config, sources)
+    plan = distributed.all_can("the run's plan", lambda: make_plan(config, sources))
     content = identity(plan.source) | {"from_python": sources is not None}
     distributed.check_equal("config and data", same_on_all(config, content), differing)
     for line in plan.in_words(config, sources is None):
         say(line)
     with (
         # Last of all, so that bad input leaves no directory behind.
-        owned(workdir),
+        owned(workdir) as lost,
         Interruption(active=jax.process_count() == 1) as interruption,
         Checkpoints(
-            workdir / "checkpoints", config.run.keep_last, config.run.keep_every_steps
+            workdir / "checkpoints", config.run.keep_last, config.run.keep_every_steps, lost
         ) as checkpoints,
     ):
         changed = claim(workdir, config, content, plan.blueprint.spec.to_json())
@@ -140,6 +141,7 @@ def _run(
     start, stop = int(state.step), plan.cadence.stop
     step = announced(plan, config) if start < stop else plan.step
     hyper = traced_scalars(config)
+    checkpoints.check_owned()  # compilation may have taken minutes
     if plan.fill is not None and not restored:
         say(f"embedding {len(plan.source):,} images once, for what the method starts from")
         with contextlib.closing(plan.batches(config, 0, plan.steps_of_epoch_0)) as batches:
@@ -171,7 +173,7 @@ def _run(
             step_fn=step,
             epoch_hook=plan.epoch_hook,
             hyper=hyper,
-            batches=batches,
+            batches=watched(batches, checkpoints.check_owned, start, plan.cadence.log),
             mesh=plan.mesh,
             cadence=plan.cadence,
             checkpoints=checkpoints,

@@ -12,8 +12,8 @@ import pathlib
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import ml_collections
@@ -39,7 +39,10 @@ from jaxssl.upgrade import FORMAT, changes, upgrade_config
 
 SECONDS_TO_SEE = 20.0
 """How long the other processes of a job look for what process 0 wrote."""
+SECONDS_BETWEEN_LOOKS = 5.0
+"""How seldom a run looks whether its directory is still its own; see `watched`."""
 
+T = TypeVar("T")
 _CONFIG = "config.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy")
 
@@ -226,10 +229,11 @@ def check_outside(
 
 
 @contextlib.contextmanager
-def owned(workdir: Path) -> Iterator[None]:
+def owned(workdir: Path) -> Iterator[Callable[[], str | None]]:
     """Makes the run directory if need be and keeps all other writers out; see `RunLock`.
 
-    Every process of a job enters it; the first one owns the directory.
+    Every process of a job enters it; the first one owns the directory. It gives `RunLock.lost`,
+    which on the other processes finds nothing.
 
     Raises:
       UserError: on every process, if another start owns it, if it is neither free nor a run, or if
@@ -250,13 +254,17 @@ def owned(workdir: Path) -> Iterator[None]:
         token = distributed.agree("the run directory", take)
         if jax.process_count() > 1:
             distributed.all_or_none("the run directory", _unseen(workdir, token))
-        yield
+        yield lock.lost if lock is not None else _nothing
     finally:
         if lock is not None:
             lock.release()
         if made and is_local(workdir):
             with contextlib.suppress(OSError):
                 workdir.rmdir()  # only what is empty: nothing is left of a start that was refused
+
+
+def _nothing() -> None:
+    """The word of a process that owns nothing."""
 
 
 def _unseen(workdir: Path, token: str) -> str | None:
@@ -271,6 +279,26 @@ def _unseen(workdir: Path, token: str) -> str | None:
         f"does not see in {workdir} what process 0 wrote there ({LOCK}): name a --workdir on "
         "storage that all processes share."
     )
+
+
+def watched(
+    batches: Iterator[T], check_owned: Callable[[], None], start: int, every: int
+) -> Iterator[T]:
+    """The batches of the steps from ``start`` on, as long as the run directory is `owned`.
+
+    One process looks every `SECONDS_BETWEEN_LOOKS`; several, which wait for each other's word, do
+    at each step that is a multiple of ``every``.
+
+    Raises:
+      UserError: what ``check_owned`` raises, which every process calls.
+    """
+    looked = time.monotonic()
+    for step, batch in enumerate(batches, start):
+        due = time.monotonic() - looked >= SECONDS_BETWEEN_LOOKS
+        if due if jax.process_count() == 1 else step % (every or 1) == 0:
+            check_owned()
+            looked = time.monotonic()
+        yield batch
 
 
 def claim(

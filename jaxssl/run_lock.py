@@ -1,9 +1,10 @@
 """A run directory has one writer: an advisory lock, in a file that any file system can hold.
 
 ``lock.json`` names the process that writes to the directory. It is made exclusively and removed at
-the end. One that a killed process left behind does not block: on the same machine the process is
-looked for, and elsewhere the lock counts as left when it was not touched for `SECONDS_TO_DIE`,
-which the owner does every `SECONDS_BETWEEN_BEATS`. Readers need no lock.
+the end. One that a killed process left behind does not block, nor does one that was copied with its
+directory: on the same machine the process is looked for, and elsewhere the lock counts as left when
+it was not touched for `SECONDS_TO_DIE`, which the owner does every `SECONDS_BETWEEN_BEATS`. Readers
+need no lock.
 """
 
 import contextlib
@@ -55,8 +56,11 @@ class RunLock:
             "host": socket.gethostname(),
             "processes": _process_table(),
             "started": _started(os.getpid()),
+            "place": _place(workdir),
             "since": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
         }
+        self._needed = self._me.keys() - {"place"}  # an older version did not note it
+        self._pin: int | None = None
 
     def acquire(self) -> str:
         """Takes the lock; returns its token, a random word.
@@ -67,6 +71,7 @@ class RunLock:
         for _ in range(_ATTEMPTS):
             with _alone_in(self._workdir):
                 if self._create(json.dumps(self._me)):
+                    self._pin = _pinned(self._workdir)
                     self._beats = threading.Thread(target=self._beat, daemon=True)
                     self._beats.start()
                     return self._me["token"]
@@ -78,6 +83,29 @@ class RunLock:
             f"{self._workdir} is wanted by several processes at once: start one of them alone."
         )
 
+    def lost(self) -> str | None:
+        """What took the directory from its owner, a clause; None: nothing, as far as can be seen.
+
+        A directory that was moved or removed is lost, and one that another process has.
+        """
+        deadline = time.monotonic() + _SECONDS_TO_WRITE
+        while True:
+            try:
+                found = read_json(self.path)
+            except (FileNotFoundError, NotADirectoryError):
+                found = None
+            except Exception:  # a disk or a store that does not answer; the latter has its own
+                return None
+            if isinstance(found, dict) and found.get("token") == self._me["token"]:
+                return None
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)  # another start may hold it for a moment, see `_clear`
+        if isinstance(found, dict):
+            owner = f"process {found.get('pid')} on {found.get('host')}"
+            return f"{owner} has taken {self._workdir} over"
+        return f"{self._workdir}, or its {LOCK}, was moved or removed"
+
     def release(self) -> None:
         """Gives it up; does nothing if it was not taken."""
         if self._beats is None:
@@ -85,6 +113,8 @@ class RunLock:
         self._ended.set()
         self._beats.join()
         self._beats = None
+        if self._pin is not None:
+            os.close(self._pin)
         with contextlib.suppress(OSError, ValueError):  # it may be gone, and the disk with it
             if read_json(self.path)["token"] == self._me["token"]:
                 self.path.unlink()
@@ -110,7 +140,7 @@ class RunLock:
         while True:
             try:
                 found = read_json(self.path)
-                if isinstance(found, dict) and found.keys() >= self._me.keys():
+                if isinstance(found, dict) and found.keys() >= self._needed:
                     return found
             except FileNotFoundError:
                 return None
@@ -122,7 +152,7 @@ class RunLock:
 
     def _check_left(self, other: dict[str, Any]) -> None:
         """Raises UserError unless the owner of a lock is dead."""
-        if not other:
+        if not other or self._is_copy(other):
             return
         here = (self._me["host"], self._me["processes"])
         owner = f"process {other['pid']} on {other['host']}, by its clock since {other['since']}"
@@ -141,6 +171,15 @@ class RunLock:
                 f"end, or, if it is dead, delete {self.path} or try again after "
                 f"{math.ceil(SECONDS_TO_DIE - age)} s."
             )
+
+    def _is_copy(self, other: dict[str, Any]) -> bool:
+        """Whether a lock was made in another directory, and came here with a copy of it."""
+        place, mine = other.get("place"), self._me["place"]
+        if isinstance(place, str) and isinstance(mine, str):
+            return place != mine
+        # Another machine numbers devices, and some file systems inodes, in its own way.
+        here = (self._me["host"], self._me["processes"]) == (other["host"], other["processes"])
+        return here and isinstance(place, list) and isinstance(mine, list) and place != mine
 
     def _age(self) -> float:
         """Seconds since the lock was last touched, by the clock of its file system.
@@ -175,11 +214,16 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self._ended.wait(SECONDS_BETWEEN_BEATS):
-            with contextlib.suppress(OSError):
-                if is_local(self.path):
-                    os.utime(self.path)
-                else:
-                    self.path.write_bytes(json.dumps(self._me).encode())
+            # Else an object store would make it again, over that of its next owner.
+            if self.lost() is None:
+                self._touch()
+
+    def _touch(self) -> None:
+        with contextlib.suppress(OSError):
+            if is_local(self.path):
+                os.utime(self.path)
+            else:
+                self.path.write_bytes(json.dumps(self._me).encode())
 
 
 @contextlib.contextmanager
@@ -206,6 +250,24 @@ def _modified(path: Path) -> float:
         with path.open("rb") as file:  # opening makes a network file system look again
             return os.fstat(file.fileno()).st_mtime
     return path.stat().mtime
+
+
+def _place(directory: Path) -> str | list[int]:
+    """What tells a directory from its copy: an object store's path, else device and inode."""
+    if not isinstance(directory, pathlib.Path):
+        return os.fspath(directory)
+    found = directory.stat()
+    return [found.st_dev, found.st_ino]
+
+
+def _pinned(directory: Path) -> int | None:
+    """A handle on a directory: while it is open, no file system gives it another inode."""
+    if not is_local(directory):
+        return None
+    try:
+        return os.open(directory, os.O_RDONLY)
+    except OSError:  # Windows opens no directory
+        return None
 
 
 def _process_table() -> str:

@@ -405,3 +405,33 @@ def test_retention_is_checked(tmp_path, keep_last, keep_every):
 def test_the_same_name_twice_is_refused(tmp_path):
     with Checkpoints(tmp_path, 1, 0) as checkpoints, pytest.raises(ValueError, match="called a/b"):
         checkpoints.save(1, {"a": {"b": jnp.zeros(1)}, "a/b": jnp.zeros(1)})
+
+
+def test_a_directory_that_is_moved_ends_the_run_and_is_not_made_again(tmp_path):
+    directory = tmp_path / "run" / "checkpoints"
+    directory.mkdir(parents=True)
+    state = {"w": jnp.arange(4.0)}
+
+    def lost():
+        return None if directory.parent.exists() else "the run was moved"
+
+    said = r"^stopped because the run was moved while .* saved step 3 as the last: .* --workdir"
+    with Checkpoints(directory, 5, 0, lost) as checkpoints:
+        checkpoints.save(3, state)
+        checkpoints.wait()
+        directory.parent.rename(tmp_path / "moved")
+        with pytest.raises(UserError, match=said):
+            checkpoints.save(6, state)
+    assert not directory.parent.exists()
+    assert CheckpointReader(tmp_path / "moved" / "checkpoints").steps() == [3]
+    with Checkpoints(directory, 5, 0, lost) as fresh, pytest.raises(UserError, match="saved no s"):
+        fresh.check_owned()
+
+
+def test_a_save_that_was_under_way_when_the_directory_was_lost_is_not_promised(tmp_path):
+    clauses = iter([None])  # ours when the save begins, and never again
+    with Checkpoints(tmp_path, 5, 0, lambda: next(clauses, "it was taken")) as checkpoints:
+        checkpoints.save(3, {"w": jnp.arange(4.0)})
+        with pytest.raises(UserError, match=r"^stopped because it was taken .* saved no step"):
+            checkpoints.wait()
+    assert CheckpointReader(tmp_path).steps() == []

@@ -1,5 +1,6 @@
 """What an installed package finds, and which versions it asks for."""
 
+import importlib
 import os
 import pathlib
 import re
@@ -70,8 +71,55 @@ def test_what_is_nowhere_is_refused_with_both_places(given, tmp_path, monkeypatc
     assert str(HOUSE / "configs") in str(error.value)
 
 
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    """A project with a package ``configs`` of its own, found before the shipped one."""
+
+    def drop():
+        return {name: sys.modules.pop(name) for name in [*sys.modules] if re.match(NAME, name)}
+
+    for name in ("__init__", "local", "both/__init__", "quickstart"):
+        (tmp_path / "configs" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "configs" / f"{name}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    held = drop()
+    yield tmp_path
+    drop()
+    sys.modules.update(held)
+
+
+NAME = r"configs(\.|$)"
+
+
+def folder_of(module):
+    return pathlib.Path(importlib.import_module(module).__file__).parent
+
+
+def test_shipped_recipes_import_each_other_in_a_project_with_its_own_configs(foreign):
+    assert folder_of("configs") == foreign / "configs"
+    cli._make_importable(QUICKSTART)
+    for module in ("configs", "configs.common", "configs.protocols"):
+        assert folder_of(module) == HOUSE / "configs"
+    package = sys.modules["configs"]
+    cli._make_importable(QUICKSTART)
+    assert sys.modules["configs"] is package
+
+
+def test_own_recipes_import_their_own_configs_first_and_then_the_shipped(foreign):
+    cli._make_importable(str(foreign / "own.py"))
+    for module in ("configs", "configs.local", "configs.quickstart"):
+        assert folder_of(module) == foreign / "configs"
+    assert folder_of("configs.common") == HOUSE / "configs"
+    assert folder_of("configs.pretrain.simclr") == HOUSE / "configs" / "pretrain"
+    for module in ("configs.none", "configs.both.none", "configs.common.none"):
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(module)
+
+
 def test_a_program_takes_the_package_s_recipe_beside_a_foreign_configs_folder(tmp_path):
     (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "__init__.py").touch()
     (tmp_path / "configs" / "common.py").write_text("raise RuntimeError('somebody else')\n")
     done = subprocess.run(
         [sys.executable, "-m", "jaxssl.preview", "--config", "configs/quickstart.py:epochs=x"],

@@ -94,14 +94,15 @@ def test_two_processes_equal_one_and_resume(tmp_path):
 
 
 FAILS_TOGETHER = """
-import json, pathlib, shutil, sys, time
+import json, pathlib, shutil, sys, time, types
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
-from jaxssl import distributed, run_directory
+from jaxssl import distributed, embed, linear_probe, pretrain, run_directory
 from jaxssl.checkpoint import Checkpoints
 from jaxssl.errors import UserError
 from jaxssl.losses import nt_xent
 from test_processes import rows_and_weights
+from tiny import config_for
 
 distributed.initialize()
 folder, me = pathlib.Path(sys.argv[1]), jax.process_index()
@@ -160,6 +161,25 @@ note("shared", lambda: own(folder / "run"))
 (folder / "foreign").mkdir(exist_ok=True)
 (folder / "foreign" / "thesis.tex").touch()
 note("foreign", lambda: own(folder / "foreign"))
+
+# Bad input on one host alone: the programs, as far as the data.
+def bad_on_1(*_):
+    if me == 1:
+        raise UserError("--config.data.data_dir=/x does not exist: name another.")
+
+distributed.initialize = lambda *_: None  # once a process
+pretrain.make_plan = embed._opened = linear_probe.check_data = bad_on_1
+config = config_for("simclr")
+with config.unlocked():
+    config.run.distributed = True
+note("pretrain", lambda: pretrain.pretrain(config, folder / "never"))
+note("embed", lambda: embed.embed(folder, None, None, None))
+job = types.SimpleNamespace(distributed=True, layer="pooled")
+asked = dict(run=str(folder), data_dir="", digits_dir="", data=None)
+note("linear_probe", lambda: linear_probe._main(types.SimpleNamespace(probe=job, **asked)))
+said["made"] = (folder / "never").exists()
+note("one divides", lambda: distributed.all_can("the division", lambda: 1 // me))
+note("all can", lambda: distributed.all_can("the division", lambda: 1 // (1 + me)))
 note("defect", lambda: distributed.agree("the division", lambda: 1 // 0))
 (folder / f"said{me}.json").write_text(json.dumps(said))
 """
@@ -197,6 +217,17 @@ def test_processes_that_cannot_agree_all_end_in_the_same_sentence(tmp_path):
             assert re.search(sentence, text), text
             assert seconds < 10
         assert both[0][name][1] == both[1][name][1]
+    missing = "--config.data.data_dir=/x does not exist: name another."
+    for name in ("pretrain", "embed", "linear_probe"):
+        assert both[1][name][:2] == ["refused", missing]
+        assert both[0][name][:2] == ["refused", f"process 1 of 2 cannot go on: {missing}"]
+        assert max(said[name][2] for said in both) < 10
+    assert [said["made"] for said in both] == [False, False]
+    assert "integer division" in both[0]["one divides"][1]
+    assert re.search(
+        r"^process 0 of 2 failed at the division \(ZeroDiv.*own output", both[1]["one divides"][1]
+    )
+    assert [said["all can"][:2] for said in both] == [["returned", 1], ["returned", 0]]
     assert "integer division" in both[0]["defect"][1]
     assert re.search(
         r"process 0 failed at the division \(ZeroDivisionError: integer", both[1]["defect"][1]

@@ -3,17 +3,19 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 
+import jax
 import pytest
 
-from jaxssl import run_lock
+from jaxssl import run_directory, run_lock
 from jaxssl.errors import UserError
-from jaxssl.run_directory import owned
+from jaxssl.run_directory import owned, watched
 from jaxssl.run_lock import LOCK, RunLock
 
 HOLDER = """
@@ -69,6 +71,33 @@ def test_a_number_that_another_process_has_now_is_no_owner(tmp_path):
     mine = RunLock(tmp_path)._me
     (tmp_path / LOCK).write_text(json.dumps(mine | {"started": "1", "token": "of before"}))
     RunLock(tmp_path).acquire()
+
+
+def test_a_lock_that_was_copied_with_its_directory_does_not_block(tmp_path):
+    run, copy, moved = (tmp_path / name for name in ("run", "copy", "moved"))
+    with owned(run):
+        held = json.loads((run / LOCK).read_text())
+        shutil.copytree(run, copy)
+        with owned(copy) as lost:
+            assert json.loads((copy / LOCK).read_text())["token"] != held["token"]
+            assert lost() is None
+        run.rename(moved)  # it is the same directory
+        with pytest.raises(UserError, match="in use"), owned(moved):
+            pytest.fail("entered")
+        # What an older version wrote says nothing of it, and what another machine did is no proof.
+        old = {key: value for key, value in held.items() if key != "place"}
+        for left in (old, held | {"host": "elsewhere"}):
+            (copy / LOCK).write_text(json.dumps(left))
+            with pytest.raises(UserError, match="in use"), owned(copy):
+                pytest.fail("entered")
+
+
+def test_on_an_object_store_the_path_tells_a_copy(tmp_path):
+    lock = RunLock(tmp_path)
+    lock._me["place"] = "gs://bucket/copy"
+    assert lock._is_copy(lock._me | {"place": "gs://bucket/run", "host": "elsewhere"})
+    assert not lock._is_copy(lock._me | {"host": "elsewhere"})
+    assert not lock._is_copy(lock._me | {"place": [1, 2]})  # the bucket as a disk
 
 
 def test_twice_in_one_process_is_refused_and_released_it_is_free(tmp_path):
@@ -180,6 +209,64 @@ def test_what_another_took_meanwhile_is_given_back(tmp_path):
     assert json.loads((tmp_path / LOCK).read_text()) == taken
     with pytest.raises(UserError, match="in use"):
         lock.acquire()
+
+
+def test_a_directory_that_is_moved_or_taken_over_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "_SECONDS_TO_WRITE", 0.1)
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    run.mkdir()
+    with owned(run) as lost:
+        assert lost() is None
+        held = (run / LOCK).read_text()
+        (run / LOCK).write_text(f"{held}\n")  # as a sign of life on an object store
+        assert lost() is None
+        run.rename(moved)
+        assert lost() == f"{run}, or its {LOCK}, was moved or removed"
+        run.mkdir()
+        assert lost() == f"{run}, or its {LOCK}, was moved or removed"
+        foreign(run)
+        assert lost() == f"process 7 on elsewhere has taken {run} over"
+        (run / LOCK).write_text(held)
+        assert lost() is None
+
+
+def test_a_lock_that_another_start_holds_for_a_moment_is_not_lost(tmp_path):
+    with owned(tmp_path) as lost:
+        (tmp_path / LOCK).rename(tmp_path / "aside")
+        back = threading.Timer(0.1, lambda: (tmp_path / "aside").rename(tmp_path / LOCK))
+        back.start()
+        assert lost() is None
+        back.join()
+
+
+def test_no_sign_of_life_is_written_over_the_lock_of_the_next_owner(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "_SECONDS_TO_WRITE", 0.0)
+    monkeypatch.setattr(run_lock, "is_local", lambda path: False)
+    lock = RunLock(tmp_path)
+    looks = iter([False, False, True])  # two beats
+    monkeypatch.setattr(lock._ended, "wait", lambda seconds: next(looks))
+    foreign(tmp_path)
+    lock._beat()
+    assert json.loads((tmp_path / LOCK).read_text())["token"] == "other"
+    looks = iter([False, True])
+    (tmp_path / LOCK).write_text(json.dumps(lock._me, indent=2))
+    lock._beat()
+    assert (tmp_path / LOCK).read_text() == json.dumps(lock._me)  # rewritten
+
+
+def test_batches_end_soon_after_the_directory_is_lost(tmp_path, monkeypatch):
+    def check_owned():
+        raise UserError("lost")
+
+    assert list(watched(iter("abc"), check_owned, 0, 1)) == ["a", "b", "c"]  # within a moment
+    monkeypatch.setattr(run_directory, "SECONDS_BETWEEN_LOOKS", 0.0)
+    with pytest.raises(UserError, match="lost"):
+        next(watched(iter("abc"), check_owned, 0, 1))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)  # who must look at the same step
+    batches = watched(iter("abc"), check_owned, 3, 5)
+    assert [next(batches), next(batches)] == ["a", "b"]
+    with pytest.raises(UserError, match="lost"):
+        next(batches)
 
 
 def test_release_leaves_the_lock_of_another(tmp_path):
