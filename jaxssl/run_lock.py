@@ -165,7 +165,9 @@ class RunLock:
             return
         age = self._age()
         if age < SECONDS_TO_DIE:
-            seen = f"{age:.0f} s ago" if age > -1 else f"{-age:.0f} s ahead of the clock here"
+            if age > -1:  # a file's time is coarser than the clock's
+                age = max(age, 0.0)
+            seen = f"{age:.0f} s ago" if age >= 0 else f"{-age:.0f} s ahead of the clock here"
             raise UserError(
                 f"{self._workdir} is in use by {owner} (last sign of life {seen}): wait for its "
                 f"end, or, if it is dead, delete {self.path} or try again after "

@@ -123,7 +123,7 @@ def test_an_owner_elsewhere_blocks_while_it_gives_signs_of_life(tmp_path):
 
 @pytest.mark.parametrize(
     ("ahead", "said"),
-    [(0, r" \d s ago\).*after 1(1\d|20) s"), (-50, r" 5\d s ago\).*after (6\d|70) s")],
+    [(0, r" \d s ago\).*after 1(1\d|2\d) s"), (-50, r" 5\d s ago\).*after (6\d|70) s")],
 )
 def test_how_long_to_wait_is_what_is_left(tmp_path, ahead, said):
     foreign(tmp_path)
@@ -138,7 +138,7 @@ def test_a_clock_that_is_ahead_is_told_of(tmp_path):
     os.utime(tmp_path / LOCK, (time.time() + 3600,) * 2)
     sentence = (
         r"process 7 on elsewhere, by its clock since 2099-\S+ \S+ \(last sign of life "
-        r"3(600|59\d) s ahead of the clock here\).*try again after 37(20|1\d) s\.$"
+        r"3(600|59\d) s ahead of the clock here\).*try again after 37(2\d|1\d) s\.$"
     )
     with pytest.raises(UserError, match=sentence):
         RunLock(tmp_path).acquire()
