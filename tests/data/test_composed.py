@@ -42,7 +42,8 @@ class OneByOne(ArraySource):
     vectorised: bool = dataclasses.field(default=False, init=False)
 
     def gather(self, rows, epochs=None):
-        images = self.images[rows[0] : rows[-1] + 1]
+        run = (np.diff(rows) == 1).all()
+        images = self.images[rows[0] : rows[-1] + 1] if run else self.images[rows]
         return {**ArraySource.gather(self, rows, epochs), "image": images}
 
 

@@ -106,7 +106,9 @@ def test_l2_is_selected_on_the_validation_images():
     on_train, _ = select_l2(train, train, 4, grid=grid, **STOP)
     assert on_train != 10.0
     logits = fit_lbfgs(*train, 4, l2=1e-5, **STOP).classifier.logits(validation[0])
-    assert accuracies[1e-5] == np.mean(np.argmax(logits, axis=1) == validation[1])
+    # To the tolerance of two fits that began at different points.
+    accuracy = np.mean(np.argmax(logits, axis=1) == validation[1])
+    assert abs(accuracies[1e-5] - accuracy) <= 2 / 2000
     # equally good: the largest
     features = np.float32([[-1.0], [1.0]]).repeat(3, axis=0)
     easy = (features, np.int32([0, 0, 0, 1, 1, 1]))

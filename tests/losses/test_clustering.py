@@ -59,7 +59,7 @@ def test_sinkhorn_scales_rows_last_and_takes_a_traced_count():
     def run(iterations):
         return losses.sinkhorn_knopp(scores, epsilon=0.3, iterations=iterations)
 
-    np.testing.assert_allclose(quick_jit(run)(3), run(3), rtol=1e-6)
+    np.testing.assert_allclose(quick_jit(run)(3), run(3), rtol=3e-6)
     with pytest.raises(ValueError, match="iterations=0"):
         run(0)
 

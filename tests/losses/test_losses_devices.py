@@ -143,7 +143,8 @@ SHARED = {
 @pytest.mark.parametrize("loss", SHARED)
 def test_flops_a_device_fall_with_devices_under_jit(loss):
     # What is not shared: the directions of the sliced distance and what follows a sum over devices.
-    assert shared_flops("jit", *SHARED[loss]) > (5.5 if loss == "swd" else 7)
+    least = {"swd": 5.5, "lejepa": 6.5}.get(loss, 7)
+    assert shared_flops("jit", *SHARED[loss]) > least
 
 
 @pytest.mark.parametrize("loss", ["nt_xent", "supcon", "align_uniform", "dense", "barlow"])
