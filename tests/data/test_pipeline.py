@@ -378,9 +378,9 @@ def test_batches_are_put_together_ahead_of_the_caller(data_config, folder, monke
 
 def test_bad_input_is_refused_at_once(digits):
     options = {"data_seed": 0, "start_step": 0, "num_steps": 1}
-    with pytest.raises(UserError, match="a batch of 9 images .* does not divide over 2 processes"):
+    with pytest.raises(UserError, match=r"a batch of 9 images .* does not divide over 2 processes"):
         train_batches(digits, batch_size=9, process_index=0, process_count=2, **options)
-    with pytest.raises(UserError, match="a batch of 9 images .* does not divide over 2 processes"):
+    with pytest.raises(UserError, match=r"a batch of 9 images .* does not divide over 2 processes"):
         eval_batches(digits, batch_size=9, process_index=0, process_count=2)
     empty = digits.take(np.arange(0))
     with pytest.raises(UserError, match="digits has no examples"):
