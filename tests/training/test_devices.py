@@ -18,12 +18,20 @@ from jaxssl.distributed import data_mesh, global_batch
 from jaxssl.training.state import traced_scalars
 from jaxssl.training.step import compile_step
 
-pytestmark = pytest.mark.shipped
 DEVICES = (1, 8)
 BATCH, STEPS = 512, 5
-# The tests of a method share its programs, so they stay in one of the suite's processes.
+# As users compile, these three stand for all: it takes minutes each.
+SHIPPED = ("simclr", "moco_v2", "supervised")
+
+
+def _marks(method: str) -> list[pytest.MarkDecorator]:
+    """The tests of a method share its programs, so they stay in one of the suite's processes."""
+    group = pytest.mark.xdist_group(method)
+    return [group, pytest.mark.shipped] if method in SHIPPED else [group]
+
+
 EACH_METHOD = pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in METHODS]
+    "method", [pytest.param(name, marks=_marks(name)) for name in METHODS]
 )
 
 
