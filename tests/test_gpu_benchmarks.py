@@ -128,6 +128,7 @@ def test_what_was_packed_arrives(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("REHEARSE" not in os.environ, reason="ten minutes: REHEARSE=1 asks for it")
 def test_all_parts_rehearsed_on_the_cpu(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "data").mkdir()
