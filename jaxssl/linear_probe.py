@@ -23,16 +23,14 @@ from jaxssl.data.examples import Source
 from jaxssl.data.splits import Splits
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
-from jaxssl.evaluation.card import folder_of
+from jaxssl.evaluation.card import data_of, file_of, folder_of
 from jaxssl.evaluation.fits import Fitted, Probed
 from jaxssl.evaluation.opened import open_run, say
 from jaxssl.evaluation.probe_data import (
     FRACTIONS,
     WHERE_TRAINED,
     Opening,
-    Part,
     Place,
-    data_digest,
     data_settings,
     flags_of,
     open_splits,
@@ -142,7 +140,7 @@ def probe_run(
     otherwise = ["baselines"] if baselines else []
     folder = folder_of(opened, "linear_probe", settings, otherwise)
     files = {
-        _file_of(network, fit): made
+        file_of(network, fit): made
         for network, fits in fitted.items()
         for fit, made in fits.items()
     }
@@ -153,7 +151,7 @@ def probe_run(
         "settings": settings.to_dict(),
         "knn_protocol": protocol_name(restored.config, settings.protocol),
         "knn": None if protocol is None else protocol._asdict(),
-        **_data_of(parts, opened.own),
+        **data_of(opened),
         "encoder_sha256": {"before": before, "after": restored.network.encoder_digest()},
         "network_sha256": digest,
         "classifiers": {
@@ -163,19 +161,6 @@ def probe_run(
         **run_info(),
     }
     return Outcome(card, folder, {name: made for name, made in files.items() if not made.file})
-
-
-def _data_of(parts: Mapping[str, Part], own: bool) -> dict[str, Any]:
-    """What a card says of the data."""
-    return {
-        "examples": {name: len(part.source) for name, part in parts.items()},
-        "data": {
-            "name": parts["train"].source.name,
-            "sha256": data_digest(parts),
-            "of_the_run": own,
-            **{name: part.identity for name, part in parts.items()},
-        },
-    }
 
 
 def probe_network(
@@ -197,12 +182,6 @@ def probe_network(
             protocol=protocol,
         )
     return results, fits
-
-
-def _file_of(network: str, fit: str) -> str:
-    if network == "trained":
-        return "classifier.npz" if fit == "lbfgs" else f"classifier-{fit}.npz"
-    return f"classifier-{network}-{fit}.npz"
 
 
 _COUNT = Range(0, math.inf, low_included=True)

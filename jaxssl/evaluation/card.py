@@ -106,13 +106,7 @@ def make_card(
         "method": opened.restored.config.method.name,
         "step": opened.restored.step,
         "settings": settings.to_dict(),
-        "examples": {name: len(part.source) for name, part in opened.parts.items()},
-        "data": {
-            "name": opened.parts["train"].source.name,
-            "sha256": data_digest(opened.parts),
-            "of_the_run": opened.own,
-            **{name: part.identity for name, part in opened.parts.items()},
-        },
+        **data_of(opened),
         "encoder_sha256": before,
         "sections": results,
         **run_info(),
@@ -121,7 +115,7 @@ def make_card(
     otherwise = flag_names(sections, every_severity, baselines=len(opened.probes) > 1)
     folder = folder_of(opened, "evaluate", settings, otherwise)
     fitted = {
-        f"classifier-{name}-{fit}.npz" if name != "trained" else _file(fit): made
+        file_of(name, fit): made
         for name, probed in opened.probes.items()
         for fit, made in probed.fitted.items()
         if made.file is None
@@ -129,8 +123,25 @@ def make_card(
     return Card(content, predictions, opened.restored.config, folder, fitted)
 
 
-def _file(fit: str) -> str:
-    return "classifier.npz" if fit == "lbfgs" else f"classifier-{fit}.npz"
+def data_of(opened: Opened) -> dict[str, Any]:
+    """What a card says of the data."""
+    parts = opened.parts
+    return {
+        "examples": {name: len(part.source) for name, part in parts.items()},
+        "data": {
+            "name": parts["train"].source.name,
+            "sha256": data_digest(parts),
+            "of_the_run": opened.own,
+            **{name: part.identity for name, part in parts.items()},
+        },
+    }
+
+
+def file_of(network: str, fit: str) -> str:
+    """The name of a classifier's file."""
+    if network == "trained":
+        return "classifier.npz" if fit == "lbfgs" else f"classifier-{fit}.npz"
+    return f"classifier-{network}-{fit}.npz"
 
 
 def _conditions(opened: Opened, every_severity: bool) -> dict[str, Part]:
