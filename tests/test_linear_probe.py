@@ -386,9 +386,7 @@ def test_what_a_probe_will_need_is_said_at_the_start_of_a_run(tmp_path):
     assert len(said) == 3
     assert "validation split (or --probe.validation_fraction then)" in said[0]
     assert "test split (or --probe.test_fraction then)" in said[1]
-    assert (
-        "will need 20 training images and there are 12: it can be told --probe.knn_k=12" in said[2]
-    )
+    assert "will need 20 training images and has 12: it can be told --probe.knn_k=12" in said[2]
     # ... and each of those flags mends it.
     mended = settings_with(validation_fraction=0.25, test_fraction=0.25, knn_k=100)
     parts = open_splits(config, mended, None)

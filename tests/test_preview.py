@@ -275,7 +275,7 @@ def test_program_writes(tmp_path, capsys):
         assert picture.width > 800
     (tmp_path / "folder.png").mkdir()
     for name, sentence in (
-        ("none/gallery.png", "is no folder"),
+        ("none/gallery.png", "lies in no folder: make"),
         ("gallery.pdf", "is no PNG"),
         ("folder.png", "is no PNG"),
     ):
