@@ -25,7 +25,7 @@ test: $(VENV)/jaxssl-dev
 	$(RUN) -m pytest -m "not slow" -n 2 --dist loadgroup
 
 test-slow: $(VENV)/jaxssl-dev
-	$(RUN) -m pytest -m "slow or shipped"
+	$(RUN) -m pytest -m "slow or shipped" -n 2 --dist loadgroup
 
 check: $(VENV)/jaxssl-dev
 	$(VENV)/bin/ruff check .

@@ -5,10 +5,13 @@ mathematics; what XLA does to a program before that, partitioning included, stay
 compiles as users do, and repeats there what is marked ``shipped``.
 """
 
+import gc
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -35,10 +38,23 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 install_import_hook("jaxssl", "beartype.beartype")
 
 
+# What started the tests may ignore these, as nohup does, and processes would inherit that.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Keeps the tests of a file in one process, where they share what they compile."""
     if item.get_closest_marker("xdist_group") is None:
         item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Without their groups the tests of a file would make what they share in each process."""
+    grouped = getattr(session.config.option, "loadgroup", False)
+    if grouped and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError("pytest-xdist keeps no groups with this pytest")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,6 +71,14 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if known.returncode == 0:
         os.environ["XLA_FLAGS"] = flags
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left_traced():
+    """Forgets what a file's tests traced: thousands of programs kept slow down each one after."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -27,6 +27,22 @@ time.sleep(60)
 """
 
 
+@pytest.fixture(autouse=True)
+def given_up(monkeypatch):
+    """Every lock of a test is given up after it, or its thread would go on to the end."""
+    made = []
+    start = RunLock.__init__
+
+    def noted(lock, *arguments, **options):
+        start(lock, *arguments, **options)
+        made.append(lock)
+
+    monkeypatch.setattr(RunLock, "__init__", noted)
+    yield
+    for lock in made:
+        lock.release()
+
+
 @pytest.fixture
 def holder(tmp_path):
     """Another process that has the lock of ``tmp_path``."""
