@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -25,6 +26,8 @@ from jaxssl.interruption import Interrupted
 
 RECIPES = pathlib.Path(__file__).parent.parent / "configs"
 """Beside the package, in a checkout as where a wheel is installed."""
+
+GARBAGE_THRESHOLDS = (100_000, 20, 20)
 
 _settings: list[tuple[str, ConfigDict]] = []
 _to_say: list[str] = []
@@ -59,6 +62,9 @@ def launch(program: Callable[[flags.FlagValues], None]) -> None:
 
     Compiled programs are kept from then on, see `jaxssl.compilation_cache`.
     """
+    # Tracing makes hundreds of thousands of objects that stay: at the usual thresholds a fourth of
+    # its time goes into looking for cycles among them.
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     app.define_help_flags()
     logging.set_verbosity(logging.WARNING)
     try:

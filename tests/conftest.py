@@ -38,6 +38,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 install_import_hook("jaxssl", "beartype.beartype")
 
 
+gc.set_threshold(100_000, 20, 20)  # as programs have it, see `jaxssl.cli.launch`
+
 # What started the tests may ignore these, as nohup does, and processes would inherit that.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

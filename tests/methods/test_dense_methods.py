@@ -260,7 +260,7 @@ def weights(module, kind):
 def test_densecl_teachers_follow(densecl):
     _, method = densecl
     pairs = [(method.teacher_head, method.head), (method.teacher_dense_head, method.dense_head)]
-    for teacher, student in pairs:  # apart, whatever the tests before left
+    for _, student in pairs:  # apart, whatever the tests before left
         ahead = jax.tree.map(lambda x: x + 1, nnx.state(student, nnx.Param))
         nnx.update(student, ahead)
     before = [weights(teacher, Teacher) for teacher, _ in pairs]
