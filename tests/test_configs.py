@@ -148,7 +148,10 @@ def test_a_preset_is_a_run(recipe, preset):
 
 @pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if presets(recipe)])
 def test_presets_say_whose_they_are(recipe):
-    """Each in the docstring; a foreign one says what still differs and what was published."""
+    """Each in the docstring; a foreign one says what still differs and what was published.
+
+    It has its source's own command, or says that there is none.
+    """
     docstring = (HOUSE / recipe).read_text().split('"""')[1]
     parts = dict(re.findall(r"^(\w+) \((.*?)(?=^\w|\Z)", docstring, re.MULTILINE | re.DOTALL))
     for name, preset in presets(recipe).items():
@@ -156,6 +159,8 @@ def test_presets_say_whose_they_are(recipe):
         if not preset.held_out:
             for word in ("Published", "Differs"):
                 assert word in parts[name], (name, word)
+            command = r"^  python3? \S|\.sh\b|\.ipynb\b|[Nn]o code is public"
+            assert re.search(command, parts[name], re.MULTILINE), name
     assert next(iter(presets(recipe))) == "jaxssl"
 
 
