@@ -3,10 +3,13 @@
 On given features, so that nothing but heads and losses is compiled.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from any_size import Mean
 from flax import nnx
 from on_features import draw, keys_of, method_of, small_head, views_of
 from quick_compilation import quick_jit
@@ -184,6 +187,21 @@ def test_who_shares_batch_norm(name):
         one, other = one[:1], other[:1]
     same = all((a == b).all() for a, b in zip(one, other, strict=True))
     assert same == (name not in JOINT)
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_views_of_two_sizes_are_embedded_like_those_of_one(name):
+    """One after the other by the encoder, together by the head, whose BatchNorm sees both."""
+    method = made(name)
+    method.encoder = Mean(IN, "float32")
+    features = [jnp.float32(draw(BATCH, IN, seed=seed)) for seed in (0, 1)]
+    views = views_of(features, LABELS)
+    large = jnp.tile(views.images[0], (1, 2, 2, 1))
+    graph, state = nnx.split(method)
+    embed = quick_jit(lambda views: nnx.merge(graph, state).embed(views, keys_of(BATCH)))
+    one, two = embed(views), embed(dataclasses.replace(views, images=(large, views.images[1])))
+    for expected, found in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", GROUPS)
