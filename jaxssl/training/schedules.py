@@ -49,7 +49,7 @@ SHAPES: dict[str, Callable[[Float[Array, ""]], Float[Array, ""]]] = {
     "switch": jnp.ones_like,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
-    "stepped": _stepped,  # a tenth from each of `FALLS` on
+    "stepped": _stepped,  # a tenth from each of `FALLS` on: a thousandth is left at the horizon
 }
 
 # The epoch that a shape sees, from the exact one and the number of whole ones.
