@@ -125,7 +125,7 @@ def with_weights(
     frozen network is evaluated with those it has. Classifiers are left out.
 
     Args:
-      state: of the encoder, parameters and statistics, such as ``nnx.state(encoder)``.
+      state: of the encoder, parameters and statistics, ``nnx.state(encoder)``, or its shapes.
       backbone: a key of `TABLES`.
       weights: by their names in torchvision's or timm's ``state_dict()``.
 
@@ -157,7 +157,7 @@ def with_weights(
             f"{missing[0]}: build the encoder with the settings of the weights, or give them all."
         )
 
-    def replaced(path: tuple, leaf: Array) -> Array:
+    def replaced(path: tuple, leaf: Array | jax.ShapeDtypeStruct) -> Array:
         return jnp.asarray(placed[_path(path)][1], leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(replaced, state)
