@@ -150,7 +150,7 @@ def test_presets_say_whose_they_are(recipe):
         if not preset.held_out:
             for word in ("Published", "Differs"):
                 assert word in parts[name], (name, word)
-            command = r"^  python3? \S|\.sh\b|\.ipynb\b|[Nn]o code is public"
+            command = r"^  python3? \S|\.sh\b|\.ipynb\b|[Nn]o code\s+is\s+public"
             assert re.search(command, parts[name], re.MULTILINE), name
     assert next(iter(presets(recipe))) == "jaxssl"
 

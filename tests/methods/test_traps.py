@@ -198,8 +198,9 @@ def test_views_of_two_sizes_are_embedded_like_those_of_one(name):
     views = views_of(features, LABELS)
     large = jnp.tile(views.images[0], (1, 2, 2, 1))
     graph, state = nnx.split(method)
-    embed = quick_jit(lambda views: nnx.merge(graph, state).embed(views, keys_of(BATCH)))
-    one, two = embed(views), embed(dataclasses.replace(views, images=(large, views.images[1])))
+    embed = quick_jit(lambda state, views: nnx.merge(graph, state).embed(views, keys_of(BATCH)))
+    one = embed(state, views)
+    two = embed(state, dataclasses.replace(views, images=(large, views.images[1])))
     for expected, found in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 

@@ -117,9 +117,10 @@ def without(name):
 )
 def test_what_is_left_over_on_either_side_is_refused(net, change, sentence):
     backbone, group = NETS[net]
-    _, shapes = abstract(group)
-    with pytest.raises(UserError, match=sentence):
-        with_weights(shapes, backbone, change(foreign(net)))
+    with jax.enable_x64(True):
+        _, shapes = abstract(group)
+        with pytest.raises(UserError, match=sentence):
+            with_weights(shapes, backbone, change(foreign(net)))
 
 
 def test_an_unknown_backbone_is_refused():
