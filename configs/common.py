@@ -165,7 +165,8 @@ def schedule(
     leaf.value = value  # after the warm-up: what a study sweeps
     leaf.warmup_epochs = warmup_epochs  # length of a linear warm-up, may be fractional; 0: none
     leaf.warmup_from = warmup_from  # at step 0 of the warm-up
-    leaf.shape = shape  # from value to end: "cosine", "linear"; or "constant", "switch": no end
+    # From value to end: "cosine", "linear", "stepped"; or "constant", "switch": no end.
+    leaf.shape = shape
     leaf.end = end  # at config.epochs
     leaf.granularity = granularity  # "step", "epoch", or "epoch_from_one" (MoCo's CIFAR demo)
     return leaf

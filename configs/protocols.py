@@ -8,13 +8,14 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from configs.common import lars_group, view_group
-from jaxssl.augment.augmentation import Augmentation, lightly_cifar, simclr_cifar
+from jaxssl.augment.augmentation import Augmentation, align_uniform, lightly_cifar, simclr_cifar
 from jaxssl.training.optim import DECAY_ALL
 
 Views = Callable[[int], tuple[Augmentation, ...]]
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 MOCO_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+STL10 = ((0.4409, 0.4279, 0.3868), (0.2683, 0.2610, 0.2687))
 SUPCONTRAST = {
     "cifar10": MOCO_CIFAR,
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
@@ -92,6 +93,18 @@ def imagenet(config: ConfigDict, given: ConfigDict, views: Views) -> None:
     config.encoder.name = "resnet50"
     config.encoder.stem = "imagenet"
     config.optimizer.scaling = "linear"
+
+
+def wang_isola(config: ConfigDict, given: ConfigDict) -> None:
+    """The STL-10 code of arXiv:2005.10242: SGD .12 B/256, momentum .9, decay 1e-4 on everything.
+
+    The rate falls tenfold at epochs 155, 170 and 185 of 200.
+    """
+    config.views = view_group(align_uniform(given.size))
+    normalized(config, STL10)
+    config.optimizer.scaling = "linear"
+    config.hyper.learning_rate.update(value=0.12, shape="stepped", granularity="epoch")
+    config.hyper.weight_decay = 1e-4
 
 
 def byol_lars() -> ConfigDict:

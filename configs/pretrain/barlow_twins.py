@@ -7,7 +7,8 @@ Presets (preset=NAME; all but the first train on the whole split and watch the t
 
 jaxssl (CIFAR-10, ResNet-18, batch 512, 200 epochs, 5,000 images held out for choices): simclr.py's
   views, optimizer and schedule; lightly's head and lambda.
-lightly (CIFAR-10, ResNet-18, batch 128, 200 epochs): its cifar10_benchmark.py, BarlowTwinsModel.
+lightly (CIFAR-10, ResNet-18, batch 128, 200 epochs): BarlowTwinsModel of its benchmark,
+  python docs/source/getting_started/benchmarks/cifar10_benchmark.py
   Head 2048-2048, lambda .005.
   Published: kNN (k=200, T=.1) .842; at batch=512,epochs=800 .859; best epoch on the test split.
   Differs: batches straddle epochs (78,125 steps, there 78,000).

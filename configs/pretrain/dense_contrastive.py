@@ -12,15 +12,15 @@ Presets (preset=NAME; all but the first train on the whole split and watch the t
 
 jaxssl (CIFAR-10, batch 512, 200 epochs, 5,000 images held out for choices): simclr.py's views,
   optimizer and schedule; maps of 4x4 cells.
-paper (STL-10, train and unlabelled images, batch 768, 200 epochs, views of 64 pixels): SGD .12
-  B/256, momentum .9, decay 1e-4, jitter always applied, as in the authors' code of
-  arXiv:2005.10242, whose settings the paper says it takes; the stem of ImageNet, maps of 2x2 cells.
+paper (STL-10, train and unlabelled images, batch 768, 200 epochs, views of 64 pixels): no code is
+  public. align_uniform.py's preset of arXiv:2005.10242, whose settings the paper says it takes; the
+  stem of ImageNet, maps of 2x2 cells.
   Published: linear accuracy of up to 76.16 % (instance) and 75.45 % (dense), of a random network
   28.04 %.
-  Differs: there the rate falls tenfold at epochs 155, 170 and 185, here by a cosine; the paper says
-  103 thousand images, the split has 105.
-paper_coco (COCO, batch 256, 200 epochs, views of 224 pixels): DenseCL's, SGD .3 B/256, momentum .9,
-  decay 1e-4, cosine, MoCo-v2's views.
+  Differs: batches straddle epochs (27,343 steps, there 27,400 if it keeps small ones); the paper
+  says 103 thousand images, the split has 105.
+paper_coco (COCO, batch 256, 200 epochs, views of 224 pixels): no code is public. DenseCL's, SGD .3
+  B/256, momentum .9, decay 1e-4, cosine, MoCo-v2's views.
   Published: linear accuracy on STL-10 of up to 67.99 % (instance) and 60.19 % (dense).
   Differs: crops are drawn from pictures of at most 448 pixels.
 
@@ -34,11 +34,9 @@ objective (info_nce, align_uniform).
 from ml_collections import ConfigDict
 
 from configs.common import Preset, from_preset, head_group, view_group
-from configs.protocols import IMAGENET, house, normalized
-from jaxssl.augment.augmentation import Augmentation, moco_v2
+from configs.protocols import IMAGENET, house, normalized, wang_isola
+from jaxssl.augment.augmentation import moco_v2
 from jaxssl.errors import UserError
-
-STL10 = ((0.4409, 0.4279, 0.3868), (0.2683, 0.2610, 0.2687))
 
 
 def plain_heads(method: ConfigDict) -> None:
@@ -88,36 +86,20 @@ def _jaxssl(config: ConfigDict, given: ConfigDict) -> None:
 
 
 def _paper(config: ConfigDict, given: ConfigDict) -> None:
-    view = Augmentation(
-        size=given.size,
-        crop_scale=(0.08, 1.0),
-        crop_filter="bilinear",
-        jitter_p=1.0,
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.4,
-        hue=0.4,
-        grayscale_p=0.2,
-    )
-    config.views = view_group((view, view))
-    normalized(config, STL10)
-    _large(config, rate=0.12)
+    wang_isola(config, given)
+    config.encoder.stem = "imagenet"
     _method(config, given)
 
 
 def _paper_coco(config: ConfigDict, given: ConfigDict) -> None:
     config.views = view_group(moco_v2(given.size))
     normalized(config, IMAGENET)
-    _large(config, rate=0.3)
-    config.evals.knn.every = 0.0  # there is no label
-    _method(config, given)
-
-
-def _large(config: ConfigDict, rate: float) -> None:
     config.encoder.stem = "imagenet"
     config.optimizer.scaling = "linear"
-    config.hyper.learning_rate.value = rate  # at 256
+    config.hyper.learning_rate.value = 0.3  # at 256
     config.hyper.weight_decay = 1e-4
+    config.evals.knn.every = 0.0  # there is no label
+    _method(config, given)
 
 
 PRESETS = {

@@ -8,9 +8,10 @@ Presets (preset=NAME; all but the first train on the whole split and watch the t
 jaxssl (CIFAR-10, ResNet-18, batch 512, 200 epochs, 5,000 images held out for choices): moco_v2.py's
   views, optimizer, schedule, queue and teacher; maps of 4x4 cells.
 paper (ImageNet, ResNet-50, batch 256, 200 epochs; also COCO with epochs=800): WXinlong/DenseCL,
-  configs/selfsup/densecl/densecl_imagenet_200ep.py and densecl_coco_800ep.py. SGD .03, for COCO
-  .3, momentum .9, decay 1e-4, cosine, MoCo-v2's views, queues of 65,536, teacher decay .999,
-  temperature .2, heads 2048-2048-128, ShuffleBN over 8 devices, dense loss of weight .5.
+  tools/dist_train.sh configs/selfsup/densecl/densecl_imagenet_200ep.py 8
+  COCO: densecl_coco_800ep.py. SGD .03, for COCO .3, momentum .9, decay 1e-4, cosine, MoCo-v2's
+  views, queues of 65,536, teacher decay .999, temperature .2, heads 2048-2048-128, ShuffleBN over 8
+  devices, dense loss of weight .5.
   Published: detection alone, AP 56.7 on VOC after COCO (MoCo-v2 54.7).
   Differs: crops are drawn from pictures of at most 448 pixels.
 

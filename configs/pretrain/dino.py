@@ -11,9 +11,11 @@ vit (CIFAR-10, batch 256, 200 epochs, 5,000 images held out for choices): the pa
   ViTs at 32 pixels. ViT-S, patch=8 (the likely one of arXiv:2206.05259) or 4, two views of 32 and
   eight of 16 pixels, 4096 outputs; the teacher's temperature rises from .04 to .07. No table of
   ViTs on CIFAR-10 is known to us.
-lightly (CIFAR-10, batch 128, 200 epochs): its cifar10_benchmark.py, DINOModel. SGD .06 B/128, decay
-  5e-4 on everything; head 2048-256 with BatchNorm, 2048 outputs; temperatures .1 and .04, centre
-  .9, teacher decay .99, all constant; two views of 32 pixels from .4, nothing frozen.
+lightly (CIFAR-10, batch 128, 200 epochs): DINOModel of its benchmark,
+  python docs/source/getting_started/benchmarks/cifar10_benchmark.py
+  SGD .06 B/128, decay 5e-4 on everything; head 2048-256 with BatchNorm, 2048 outputs; temperatures
+  .1 and .04, centre .9, teacher decay .99, all constant; two views of 32 pixels from .4, nothing
+  frozen.
   Published: kNN (k=200, T=.1) .840; at batch=512,epochs=800 .848; best epoch on the test split.
   Differs: batches straddle epochs (78,125 steps, there 78,000); BatchNorm sees both views at once,
   there one at a time; the teacher follows after the step, there before it.

@@ -8,14 +8,15 @@ Presets (preset=NAME; all but the first train on the whole split and watch the t
 jaxssl (CIFAR-10, ViT-Tiny of patch 4, batch 512, 200 epochs, 5,000 images held out for choices): no
   one has published a recipe for CIFAR. The paper's, with a decoder of 2 blocks of width 128, a rate
   ten times as high and a warm-up of a twentieth of the run.
-lightly (ImageNet, ViT-B/16, batch 256, 100 epochs): benchmarks/imagenet/vitb16/mae.py. Targets are
-  not normalised.
+lightly (ImageNet, ViT-B/16, batch 256, 100 epochs): its benchmarks/imagenet/vitb16,
+  python main.py --methods mae --devices 2
+  Targets are not normalised.
   Published: 46.0 % linear, 11.2 % kNN (k=200, T=.1), 81.3 % fine-tuned.
   Differs: crops are drawn from pictures of at most 448 pixels; class token and positions have no
   decay.
 paper (ImageNet, ViT-B/16, batch 4096, 800 epochs): facebookresearch/mae,
-  main_pretrain.py --model mae_vit_base_patch16 --norm_pix_loss --mask_ratio 0.75 --epochs 800
-  --warmup_epochs 40 --blr 1.5e-4 --weight_decay 0.05
+  python main_pretrain.py --model mae_vit_base_patch16 --norm_pix_loss --mask_ratio 0.75
+  --epochs 800 --warmup_epochs 40 --blr 1.5e-4 --weight_decay 0.05
   Published: 65.1 % linear and 83.3 % fine-tuned (mmselfsup's run of it).
   Differs: crops are drawn from pictures of at most 448 pixels; the class token has no decay and
   starts at 0 (theirs .02); rows come first in the fixed positions, theirs columns; the kernels of

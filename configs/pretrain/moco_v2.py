@@ -19,7 +19,8 @@ moco_demo (CIFAR-10, ResNet-18, batch 512, 200 epochs): the authors' notebook
   left out of each, are 198.656 epochs here; the rate falls every 97.66 steps. The demo sums the two
   directions of its symmetric loss, here they are averaged. The rounding of its 8-bit images between
   operations is not done.
-lightly (CIFAR-10, ResNet-18, batch 128, 200 epochs): its cifar10_benchmark.py, MocoModel.
+lightly (CIFAR-10, ResNet-18, batch 128, 200 epochs): MocoModel of its benchmark,
+  python docs/source/getting_started/benchmarks/cifar10_benchmark.py
   Symmetric, head 512-512-128.
   Published: kNN (k=200, T=.1) .838; at batch=512,epochs=800,queue=8192 .899; best epoch on the test
   split.

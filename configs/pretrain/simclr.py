@@ -8,7 +8,8 @@ Presets (preset=NAME; all but the first train on the whole split and watch the t
 jaxssl (CIFAR-10, ResNet-18, batch 512, 200 epochs, 5,000 images held out for choices): SGD .06
   B/128, momentum .9, decay 5e-4 on everything, cosine, no warm-up, temperature .5, head
   512-512-128, colour strength .5, no blur: lightly's numbers with SimCLR's own views.
-lightly (CIFAR-10, ResNet-18, batch 128, 200 epochs): its cifar10_benchmark.py, SimCLRModel.
+lightly (CIFAR-10, ResNet-18, batch 128, 200 epochs): SimCLRModel of its benchmark,
+  python docs/source/getting_started/benchmarks/cifar10_benchmark.py
   Published: kNN (k=200, T=.1) .847; at batch=512,epochs=800 .879; best epoch on the test split.
   Differs: batches straddle epochs (78,125 steps, there 78,000); BatchNorm sees both views at once,
   there one at a time.
@@ -24,9 +25,12 @@ paper (CIFAR-10, ResNet-18, batch 512, 1000 epochs): google-research/simclr,
   Published: about 91 % linear. LARS, head of three layers.
   Differs: torchvision's crop boxes and jitter. The authors' loss is twice this one: half the decay
   and twice the rate of biases and BatchNorm make the same steps.
-v2 (ImageNet, ResNet-50, batch 4096, 100 epochs): the same code, --learning_rate=0.075
-  --learning_rate_scaling=sqrt --temperature=0.1; watched on the head's first hidden layer, as
-  SimCLR-v2 does: --probe.layer=head1. head_layers=4 is the paper's other head.
+v2 (ImageNet, ResNet-50, batch 4096, 100 epochs): the same code,
+  python run.py --train_mode=pretrain --train_batch_size=4096 --train_epochs=100
+  --learning_rate=0.075 --learning_rate_scaling=sqrt --weight_decay=1e-4 --temperature=0.1
+  --dataset=imagenet2012 --image_size=224 --eval_split=validation --resnet_depth=50
+  Watched on the head's first hidden layer, as SimCLR-v2 does: --probe.layer=head1. head_layers=4 is
+  the paper's other head.
   Published: 64.5 % linear, on the encoder's output.
   Differs: as paper, and crops are drawn from pictures of at most 448 pixels.
 

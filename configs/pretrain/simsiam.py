@@ -8,7 +8,8 @@ Presets (preset=NAME; all but the first train on the whole split and watch the t
 jaxssl (CIFAR-10, ResNet-18, batch 512, 200 epochs, 5,000 images held out for choices): simclr.py's
   views and schedule; lightly's heads and its rate .06 whatever the batch; the predictor's rate is
   constant, as in the paper.
-lightly (CIFAR-10, ResNet-18, batch 128, 200 epochs): its cifar10_benchmark.py, SimSiamModel.
+lightly (CIFAR-10, ResNet-18, batch 128, 200 epochs): SimSiamModel of its benchmark,
+  python docs/source/getting_started/benchmarks/cifar10_benchmark.py
   Head 2048-2048, predictor 512-2048, SGD .06 whatever the batch.
   Published: kNN (k=200, T=.1) .819; at batch=512,epochs=800 .904; best epoch on the test split.
   Differs: batches straddle epochs (78,125 steps, there 78,000).
@@ -21,9 +22,10 @@ paper (ImageNet, ResNet-50, batch 512, 100 epochs): facebookresearch/simsiam,
   SGD .05 B/256, cosine by epoch, decay 1e-4 on everything.
   Published: 68.1 % linear.
   Differs: crops are drawn from pictures of at most 448 pixels.
-margin (CIFAR-10 and -100, ResNet-50, batch 512, 400 epochs): Jha and Tuytelaars (2024), Eq. 1, who
-  leave the rate and the factor open: SimSiam's rate, and a margin that is the distance of the
-  crops' centres over the image's diagonal (hyper.distance_margin=1). Their other forms:
+margin (CIFAR-10 and -100, ResNet-50, batch 512, 400 epochs): Jha and Tuytelaars (2024), Eq. 1,
+  of which no code is public and who leave the rate and the factor open: SimSiam's rate, and a
+  margin that is the distance of the crops' centres over the image's diagonal
+  (hyper.distance_margin=1). Their other forms:
   --config.hyper.distance_margin=0 (none), and --config.hyper.margin=0.2 with it (fixed).
   Published: figures alone, no values.
   Differs: the two directions are averaged, there they are summed.

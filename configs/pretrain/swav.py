@@ -7,9 +7,10 @@ Presets (preset=NAME; all but the first train on the whole split and watch the t
 
 jaxssl (CIFAR-10, batch 512, 200 epochs, 5,000 images held out for choices): lightly's numbers with
   this library's views and schedule; the prototypes are frozen in the first epoch, as in the paper.
-lightly (CIFAR-10, batch 128, 200 epochs): its cifar10_benchmark.py, SwaVModel. Adam 1e-3 B/128,
-  decay 1e-6, cosine by epoch; head 512-512-128, 512 prototypes, temperature .1, epsilon .05, three
-  iterations; two views of 32 pixels from .14, no queue, nothing frozen.
+lightly (CIFAR-10, batch 128, 200 epochs): SwaVModel of its benchmark,
+  python docs/source/getting_started/benchmarks/cifar10_benchmark.py
+  Adam 1e-3 B/128, decay 1e-6, cosine by epoch; head 512-512-128, 512 prototypes, temperature .1,
+  epsilon .05, three iterations; two views of 32 pixels from .14, no queue, nothing frozen.
   Published: kNN (k=200, T=.1) .812; at batch=512,epochs=800 .884; best epoch on the test split.
   Differs: batches straddle epochs (78,125 steps, there 78,000); BatchNorm sees both views at once,
   there one at a time; its prototypes have a bias; AdamW, not Adam with a decay of 1e-6.
@@ -20,8 +21,9 @@ solo (CIFAR-10 and -100, batch 256, 1000 epochs): solo-learn,
   Published: 89.17 % and 64.88 %, of a linear classifier that is trained online.
   Differs: batches straddle epochs (195,312 steps, there 195,000), float32, our probe, BatchNorm
   sees both views at once; its prototypes are a layer under weight normalisation.
-multicrop (CIFAR-10 and -100, as solo): its cifar-multicrop/swav.yaml, two views of 32 pixels from
-  .2 and six of 18 pixels.
+multicrop (CIFAR-10 and -100, as solo): solo-learn,
+  python3 main_pretrain.py --config-path scripts/pretrain/cifar-multicrop --config-name swav.yaml
+  Two views of 32 pixels from .2 and six of 18 pixels.
   Published: no figure.
   Differs: as solo.
 paper (ImageNet, batch 4096, 200 epochs): the authors' scripts/swav_200ep_pretrain.sh. SGD with LARC

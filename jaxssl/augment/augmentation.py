@@ -174,6 +174,22 @@ def moco_cifar(size: int) -> tuple[Augmentation, ...]:
     return (view, view)
 
 
+def align_uniform(size: int) -> tuple[Augmentation, ...]:
+    """Wang & Isola (arXiv:2005.10242) on STL-10: jitter always, with a large shift of hue."""
+    view = Augmentation(
+        size=size,
+        crop_scale=(0.08, 1.0),
+        crop_filter="bilinear",
+        jitter_p=1.0,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.4,
+        grayscale_p=0.2,
+    )
+    return (view, view)
+
+
 def byol(size: int) -> tuple[Augmentation, ...]:
     """BYOL (arXiv:2006.07733, table 6): two views that differ in blur and solarization."""
     view = Augmentation(
@@ -253,6 +269,18 @@ def dino_multi_crop(size: int) -> tuple[Augmentation, ...]:
         blur_kernel_size=min(first.blur_kernel_size, 2 * side - 1),  # what a border can mirror
     )
     return (first, second) + (small,) * 8
+
+
+def lejepa(size: int) -> tuple[Augmentation, ...]:
+    """LeJEPA's four views (arXiv:2511.08544), as in the authors' minimal example."""
+    view = dataclasses.replace(
+        _simclr(size, strength=1.0),
+        crop_filter="bilinear",
+        blur_p=0.5,
+        blur_kernel_size=7,
+        solarize_p=0.2,
+    )
+    return (view,) * 4
 
 
 def crop_flip(size: int) -> tuple[Augmentation, ...]:

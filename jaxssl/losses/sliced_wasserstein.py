@@ -163,34 +163,54 @@ def generalized_contrastive(
     >>> print(f"{loss:.4f}")  # log(2 e + 6) - log 4
     1.0505
     """
-    names = [f"z{number}" for number in range(1, len(others) + 3)]
-    views = dict(zip(names, (z1, z2, *others), strict=True))
-    check_features(**views)
-    check_choice("distribution", distribution, DISTRIBUTIONS)
+    views = (z1, z2, *others)
+    check_features(**{f"z{number}": z for number, z in enumerate(views, 1)})
     check_positive(temperature=temperature)
+    _check_distribution(distribution, normalize)
     if distribution == "logsumexp" and not self_term:
         check_negatives(z1.shape[0], axis_name)
+    features = [unit(z) if normalize else promote(z) for z in views]
+    alignment = _alignment(features, halve_alignment, divide_by_dimension)
+    samples = [interleave(*features)] if views_together else features
+    among = (temperature, self_term, axis_name, block_size)
+    distances = [_distance(z, distribution, key, *among) for z in samples]
+    spread = jnp.asarray(weight, alignment.dtype) * _mean(distances)
+    return jnp.asarray(scale, alignment.dtype) * mean_over_shards(alignment + spread, axis_name)
+
+
+def _check_distribution(distribution: str, normalize: bool) -> None:
+    check_choice("distribution", distribution, DISTRIBUTIONS)
     if distribution == "characteristic" and normalize:
         raise ValueError(
             f"normalize={normalize} with distribution={distribution!r}: give normalize=False, for "
             "unit vectors are not normally distributed."
         )
-    features = [unit(z) if normalize else promote(z) for z in views.values()]
-    pairs = itertools.combinations(features, 2)
+
+
+def _alignment(
+    views: list[Float[Array, "b d"]], halve: bool, divide_by_dimension: bool
+) -> Float[Array, ""]:
+    """Squared distance of two views, the mean over pairs of views and the images of this shard."""
+    pairs = itertools.combinations(views, 2)
     squares = _mean([jnp.mean(jnp.sum((a - b) ** 2, axis=1)) for a, b in pairs])
-    halves, dimension = 2 if halve_alignment else 1, z1.shape[1] if divide_by_dimension else 1
+    return squares / ((2 if halve else 1) * (views[0].shape[1] if divide_by_dimension else 1))
 
-    def distance(z: Float[Array, "n d"]) -> Float[Array, ""]:
-        if distribution == "logsumexp":
-            return _logsumexp_distance(z, temperature, self_term, axis_name, block_size)
-        if distribution == "characteristic":
-            return sliced_characteristic(z, key=key, axis_name=axis_name)
-        return sliced_wasserstein(z, key=key, prior=distribution, axis_name=axis_name)
 
-    samples = [interleave(*features)] if views_together else features
-    spread = jnp.asarray(weight, squares.dtype) * _mean([distance(z) for z in samples])
-    loss = mean_over_shards(squares / (halves * dimension) + spread, axis_name)
-    return jnp.asarray(scale, squares.dtype) * loss
+def _distance(
+    z: Float[Array, "n d"],
+    distribution: str,
+    key: Key[Array, ""],
+    temperature: ScalarLike,
+    self_term: bool,
+    axis_name: AxisName,
+    block_size: int | None,
+) -> Float[Array, ""]:
+    """How far features are from a distribution of ``DISTRIBUTIONS``."""
+    if distribution == "logsumexp":
+        return _logsumexp_distance(z, temperature, self_term, axis_name, block_size)
+    if distribution == "characteristic":
+        return sliced_characteristic(z, key=key, axis_name=axis_name)
+    return sliced_wasserstein(z, key=key, prior=distribution, axis_name=axis_name)
 
 
 def _mean(values: list[Float[Array, ""]]) -> Float[Array, ""]:

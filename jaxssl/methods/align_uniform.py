@@ -16,9 +16,9 @@ from jaxssl.methods.method import (
     Metrics,
     Projections,
     Spec,
-    project_jointly,
     projected_layers,
 )
+from jaxssl.methods.multi_crop import project_views
 from jaxssl.models import Encoder
 from jaxssl.models.heads import build_head
 from jaxssl.ranges import NON_NEGATIVE, POSITIVE, Ranges
@@ -45,7 +45,7 @@ class AlignUniform(Method):
 
     def embed(self, views: Views, keys: Keys) -> Projections:
         """Projections [B, D] of the two views."""
-        return project_jointly(self.encoder, self.head, views.images)
+        return project_views(self.encoder, self.head, views.images)
 
     def objective(
         self, embeddings: Projections, views: Views, key: Key[Array, ""], hyper: Hyper

@@ -22,9 +22,9 @@ from jaxssl.methods.method import (
     Metrics,
     Projections,
     Spec,
-    project_jointly,
     projected_layers,
 )
+from jaxssl.methods.multi_crop import project_views
 from jaxssl.models import Encoder
 from jaxssl.models.heads import build_head
 from jaxssl.ranges import AT_LEAST_TWO, NON_NEGATIVE, POSITIVE, TEMPERATURE, Ranges, check_ranges
@@ -72,7 +72,7 @@ class GeneralizedContrastive(Method):
           UserError: if there is one view alone.
         """
         check_ranges("views.global_crops", {"count": len(views.images)}, {"count": AT_LEAST_TWO})
-        return project_jointly(self.encoder, self.head, views.images)
+        return project_views(self.encoder, self.head, views.images)
 
     def objective(
         self, embeddings: Projections, views: Views, key: Key[Array, ""], hyper: Hyper

@@ -12,7 +12,6 @@ import fractions
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
-import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -180,25 +179,6 @@ def project(
 ) -> Float[Array, "b d"]:
     """The projections of one view in training; BatchNorm sees this view alone."""
     return head(encoder(images, train=True).pooled, train=True)
-
-
-def project_jointly(
-    encoder: Encoder, head: ProjectionHead, views: tuple[Float[Array, "b h w c"], ...]
-) -> Projections:
-    """The projections of views of one size in training; BatchNorm sees them all at once.
-
-    Raises:
-      UserError: if their sizes differ.
-    """
-    sizes = sorted({view.shape[1:3] for view in views})
-    if len(sizes) > 1:
-        raise UserError(
-            f"this method embeds its views together and they measure {sizes} pixels: set "
-            "--config.views.local_crops.count=0 and no size in --config.views.global_crops.second."
-        )
-    # Concatenating keeps the rows of each device on it; stacking views inside would not.
-    pooled = encoder(jnp.concatenate(views), train=True, views=len(views)).pooled
-    return tuple(jnp.split(head(pooled, train=True, views=len(views)), len(views)))
 
 
 class Teacher(nnx.Variable):

@@ -15,9 +15,9 @@ from jaxssl.methods.method import (
     Method,
     Metrics,
     Spec,
-    project_jointly,
     projected_layers,
 )
+from jaxssl.methods.multi_crop import project_views
 from jaxssl.models import Encoder
 from jaxssl.models.heads import build_head
 from jaxssl.ranges import TEMPERATURE, Ranges
@@ -38,7 +38,7 @@ class SimCLR(Method):
 
     def embed(self, views: Views, keys: Keys) -> dict[str, Array]:
         """Projections ``z1``, ``z2`` [B, D] of the two views."""
-        z1, z2 = project_jointly(self.encoder, self.head, views.images)
+        z1, z2 = project_views(self.encoder, self.head, views.images)
         return {"z1": z1, "z2": z2}
 
     def objective(

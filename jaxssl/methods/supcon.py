@@ -18,10 +18,10 @@ from jaxssl.methods.method import (
     Projections,
     Spec,
     no_labels,
-    project_jointly,
     projected_layers,
     require_labels,
 )
+from jaxssl.methods.multi_crop import project_views
 from jaxssl.models import Encoder
 from jaxssl.models.heads import build_head
 from jaxssl.ranges import TEMPERATURE, Ranges
@@ -46,7 +46,7 @@ class SupCon(Method):
 
     def embed(self, views: Views, keys: Keys) -> Projections:
         """Projections [B, D] of the two views."""
-        return project_jointly(self.encoder, self.head, views.images)
+        return project_views(self.encoder, self.head, views.images)
 
     def objective(
         self, embeddings: Projections, views: Views, key: Key[Array, ""], hyper: Hyper

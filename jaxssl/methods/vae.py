@@ -9,6 +9,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
@@ -60,9 +61,7 @@ class VAE(Method):
             )
         pooled = self.encoder(images, train=True).pooled
         mean, log_variance = self.mean(pooled), self.log_variance(pooled)
-        noise = jax.vmap(lambda key: jax.random.normal(key, (self.latent_dim,), mean.dtype))(
-            keys.sample
-        )
+        noise = standard_noise(keys.sample, self.latent_dim, mean.dtype)
         z = mean + jnp.exp(log_variance / 2) * noise
         return {
             "logits": self.decoder(z, train=True),
@@ -87,6 +86,11 @@ class VAE(Method):
         """The encoder, and ``mu``, the latent's mean."""
         layers = encoder_layers(self.encoder, images)
         return {**layers, "mu": self.mean(layers["pooled"])}
+
+
+def standard_noise(keys: Key[Array, " b"], dim: int, dtype: DTypeLike) -> Float[Array, "b d"]:
+    """Standard normal numbers [B, dim] of each image, by the image's key."""
+    return jax.vmap(lambda key: jax.random.normal(key, (dim,), dtype))(keys)
 
 
 def _decoder(

@@ -15,6 +15,7 @@ from jaxssl.models.norm import BatchNorm
 from jaxssl.models.resnet import ResNet
 from jaxssl.models.small_alexnet import SmallAlexNet
 from jaxssl.models.vit import ViT
+from jaxssl.models.weights import with_weights
 from jaxssl.ranges import AT_LEAST_ONE, MOMENTUM, POSITIVE, check_ranges
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "build_encoder",
     "build_head",
     "cells",
+    "with_weights",
 ]
 
 

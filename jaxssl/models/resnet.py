@@ -119,6 +119,42 @@ class ResidualBlock(nnx.Module):
         return jax.nn.relu(y + shortcut)
 
 
+def _stages(
+    depth: int,
+    width: int,
+    *,
+    shortcut: str,
+    zero_init_residual: bool,
+    kernel_init: str,
+    settings: LayerSettings,
+    rngs: nnx.Rngs,
+) -> nnx.List:
+    """The four stages' blocks; arguments as of `ResNet`."""
+    projects = choose("encoder.shortcut", shortcut, SHORTCUTS)
+    sizes, bottleneck = LAYOUTS[depth]
+    stages, inputs = [], width
+    for stage, size in enumerate(sizes):
+        blocks = []
+        for position in range(size):
+            stride = 2 if stage > 0 and position == 0 else 1
+            outputs = width * 2**stage * (BOTTLENECK_EXPANSION if bottleneck else 1)
+            block = ResidualBlock(
+                inputs,
+                width * 2**stage,
+                stride=stride,
+                bottleneck=bottleneck,
+                project=projects(position == 0, stride > 1 or inputs != outputs),
+                zero_init_residual=zero_init_residual,
+                kernel_init=kernel_init,
+                settings=settings,
+                rngs=rngs,
+            )
+            blocks.append(block)
+            inputs = outputs
+        stages.append(nnx.List(blocks))
+    return nnx.List(stages)
+
+
 class ResNet(nnx.Module):
     """A ResNet encoder.
 
@@ -185,32 +221,17 @@ class ResNet(nnx.Module):
             settings=settings,
             rngs=rngs,
         )
-        projects = choose("encoder.shortcut", shortcut, SHORTCUTS)
-        sizes, bottleneck = LAYOUTS[depth]
-        stages = []
-        inputs = width
-        for stage, size in enumerate(sizes):
-            blocks = []
-            for position in range(size):
-                stride = 2 if stage > 0 and position == 0 else 1
-                outputs = width * 2**stage * (BOTTLENECK_EXPANSION if bottleneck else 1)
-                block = ResidualBlock(
-                    inputs,
-                    width * 2**stage,
-                    stride=stride,
-                    bottleneck=bottleneck,
-                    project=projects(position == 0, stride > 1 or inputs != outputs),
-                    zero_init_residual=zero_init_residual,
-                    kernel_init=kernel_init,
-                    settings=settings,
-                    rngs=rngs,
-                )
-                blocks.append(block)
-                inputs = outputs
-            stages.append(nnx.List(blocks))
-        self.stages = nnx.List(stages)
-        self.feature_dim = inputs
-        self.stage_dims = tuple(stage[-1].out_channels for stage in stages)
+        self.stages = _stages(
+            depth,
+            width,
+            shortcut=shortcut,
+            zero_init_residual=zero_init_residual,
+            kernel_init=kernel_init,
+            settings=settings,
+            rngs=rngs,
+        )
+        self.stage_dims = tuple(stage[-1].out_channels for stage in self.stages)
+        self.feature_dim = self.stage_dims[-1]
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool, views: int = 1) -> Features:
         """Encodes images.

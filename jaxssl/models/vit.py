@@ -164,8 +164,7 @@ class ViT(nnx.Module):
             self.embedding.bias = Frozen(self.embedding.bias[...])
 
         def drawn(std: float, tokens: int) -> nnx.Param:
-            draw = jax.nn.initializers.normal(std)
-            return nnx.Param(draw(rngs.params(), (1, tokens, width), wide))
+            return nnx.Param(std * jax.random.normal(rngs.params(), (1, tokens, width), wide))
 
         self.class_token = drawn(CLASS_TOKEN_STD, 1) if self.prefix else None
         count = self.prefix + self.native[0] * self.native[1]

@@ -33,12 +33,23 @@ TRACED = ("warmup_from", "value", "end")
 FIELDS = (*TRACED, "warmup_epochs", "shape", "granularity")
 MOMENTS = 10_000  # at which numbers that move together are checked
 
+# Where "stepped" falls: epochs 155, 170 and 185 of 200 (Wang & Isola, arXiv:2005.10242).
+FALLS = (0.775, 0.85, 0.925)
+
+
+def _stepped(progress: Float[Array, ""]) -> Float[Array, ""]:
+    # A quotient of epochs falls short of the one it stands for by an ulp or two.
+    passed = sum(jnp.int32(progress >= fall - 1e-6) for fall in FALLS)
+    return jnp.array([10.0**-n for n in range(len(FALLS) + 1)], progress.dtype)[passed]
+
+
 # From the progress in [0, 1] to the share of ``value`` that is left; the rest is ``end``.
 SHAPES: dict[str, Callable[[Float[Array, ""]], Float[Array, ""]]] = {
     "constant": jnp.ones_like,
     "switch": jnp.ones_like,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
+    "stepped": _stepped,  # a tenth from each of `FALLS` on: a thousandth is left at the horizon
 }
 
 # The epoch that a shape sees, from the exact one and the number of whole ones.

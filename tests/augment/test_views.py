@@ -324,6 +324,8 @@ PRESETS = {
         "byol",
         "swav_multi_crop",
         "dino_multi_crop",
+        "align_uniform",
+        "lejepa",
         "crop_flip",
     )
 }
@@ -341,6 +343,12 @@ def test_presets_are_as_published():
     first, second = PRESETS["byol"](224)
     assert (first.blur_p, second.blur_p) == (1.0, 0.1)
     assert (first.solarize_p, second.solarize_p) == (0.0, 0.2)
+    first, second = PRESETS["align_uniform"](64)
+    assert first == second
+    assert (first.jitter_p, first.hue, first.blur_p, first.crop_scale) == (1.0, 0.4, 0.0, (0.08, 1))
+    four = PRESETS["lejepa"](128)
+    assert len(four) == 4
+    assert (four[3].saturation, four[3].blur_kernel_size, four[3].solarize_p) == (0.8, 7, 0.2)
 
 
 def test_multi_crop_is_two_large_views_and_many_small_ones(batch):

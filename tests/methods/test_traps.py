@@ -3,10 +3,13 @@
 On given features, so that nothing but heads and losses is compiled.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from any_size import Mean
 from flax import nnx
 from on_features import draw, keys_of, method_of, small_head, views_of
 from quick_compilation import quick_jit
@@ -14,9 +17,11 @@ from quick_compilation import quick_jit
 from configs.pretrain import byol, moco_v3, simsiam
 from jaxssl.augment.spatial import overlap_boxes
 from jaxssl.errors import UserError
+from jaxssl.methods import METHODS, Method
 from jaxssl.methods.generalized_contrastive import SETTINGS
 from jaxssl.methods.method import Teacher
 from jaxssl.methods.simsiam import center_distance
+from jaxssl.metrics.collapse import feature_std
 from jaxssl.training.optim import make_optimizer
 from jaxssl.training.schedules import Schedules, traced
 
@@ -141,6 +146,34 @@ def test_the_teacher_stands_still_at_the_end_of_its_schedule(recipe, start):
     np.testing.assert_allclose(moved, before + 0.25, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", TEACHERS)
+def test_the_teachers_statistics_are_no_average_of_the_students(name):
+    """Its BatchNorm keeps those of its own activations; parameters alone follow."""
+    method = made(name)
+    student = nnx.state(method.head, nnx.BatchStat)
+    nnx.update(method.head, jax.tree.map(lambda x: x + 1.0, student))
+    before = jax.tree.map(np.asarray, nnx.state(method.teacher_head, nnx.BatchStat))
+    method.after_update({"ema": jnp.float32(0.25)})
+    after = nnx.state(method.teacher_head, nnx.BatchStat)
+    assert jax.tree.leaves(before)
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, after), before)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_collapse_is_seen_in_what_a_method_watches(name):
+    """Of images that are all alike the spread is nothing; of others it is not."""
+    method, alike = made(name), np.tile(draw(1, IN), (BATCH, 1))
+    for features, collapsed in (([alike, alike], True), ([draw(BATCH, IN)] * 2, False)):
+        watched = method.watched(embedded(method, features))
+        assert watched
+        stds = [float(feature_std(z)) for z in watched]
+        assert max(stds) < 1e-3 if collapsed else min(stds) > 0.1
+
+
+def test_every_method_says_what_is_watched():
+    assert all(kind.watched is not Method.watched for kind in METHODS.values())
+
+
 @pytest.mark.parametrize("name", [name for name in GROUPS if not name.startswith("moco_v2")])
 def test_who_shares_batch_norm(name):
     """Another second view changes what the first one gives where both are normalised together."""
@@ -154,6 +187,22 @@ def test_who_shares_batch_norm(name):
         one, other = one[:1], other[:1]
     same = all((a == b).all() for a, b in zip(one, other, strict=True))
     assert same == (name not in JOINT)
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_views_of_two_sizes_are_embedded_like_those_of_one(name):
+    """One after the other by the encoder, together by the head, whose BatchNorm sees both."""
+    method = made(name)
+    method.encoder = Mean(IN, "float32")
+    features = [jnp.float32(draw(BATCH, IN, seed=seed)) for seed in (0, 1)]
+    views = views_of(features, LABELS)
+    large = jnp.tile(views.images[0], (1, 2, 2, 1))
+    graph, state = nnx.split(method)
+    embed = quick_jit(lambda state, views: nnx.merge(graph, state).embed(views, keys_of(BATCH)))
+    one = embed(state, views)
+    two = embed(state, dataclasses.replace(views, images=(large, views.images[1])))
+    for expected, found in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", GROUPS)

@@ -13,7 +13,7 @@ from model_support import filled, jitted_forward
 from quick_compilation import once
 
 from configs.common import vit_group
-from jaxssl.corruptions.ops import draw_permutation, global_shuffle, local_shuffle
+from jaxssl.corruptions import draw_permutation, global_shuffle, local_shuffle
 from jaxssl.models import build_encoder
 from jaxssl.models.vit import patches_of
 

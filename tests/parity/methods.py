@@ -43,20 +43,24 @@ class Case:
         self.saved[name] = self.draw.normal(size=shape)
         return torch.from_numpy(self.saved[name])
 
-    def views(self, count: int = 2) -> list[torch.Tensor]:
-        """Features of each view, [B, D]."""
+    def views(self, count: int = 2, *cells: int) -> list[torch.Tensor]:
+        """Features of each view, [B, D], or [B, P, D] of P cells."""
         found = []
         for number in range(1, count + 1):
-            self.leaves[f"x{number}"] = self.fixed(f"x{number}", BATCH, IN).requires_grad_()
-            found.append(self.leaves[f"x{number}"])
+            features = self.fixed(f"x{number}", BATCH, *cells, IN).requires_grad_()
+            self.leaves[f"x{number}"] = features
+            found.append(features)
         return found
 
-    def network(self, name: str, net: nn.Module, trained: bool = True) -> nn.Module:
+    def network(
+        self, name: str, net: nn.Module, trained: bool = True, scale: float = 1.0
+    ) -> nn.Module:
         """The network in float64 and in training mode, with drawn parameters."""
         net = net.double().train()
         layers = dict(net.named_parameters())
         for path, parameter in layers.items():
-            parameter.data = self.fixed(f"{name}/{path}", *parameter.shape)
+            self.saved[f"{name}/{path}"] = scale * self.draw.normal(size=parameter.shape)
+            parameter.data = torch.from_numpy(self.saved[f"{name}/{path}"])
             parameter.requires_grad_(trained)
         if trained:
             self.leaves |= {f"{name}/{path}": parameter for path, parameter in layers.items()}

@@ -44,6 +44,19 @@ def test_what_dino_moves():
     assert [temperature(step) for step in steps] == pytest.approx([0.04, 0.055, 0.07, 0.07, 0.07])
 
 
+@pytest.mark.parametrize("examples", [105_000, 97])
+def test_wang_and_isolas_rate_falls_with_its_epochs(examples):
+    """A tenth from the first step of epochs 155, 170 and 185 of 200 on, not a step earlier."""
+    per_epoch = fractions.Fraction(examples, 96)
+    leaf = ConfigDict({"x": schedule(0.5, shape="stepped", granularity="epoch")})
+    values = jax.jit(Schedules.from_config(leaf, 200.0, per_epoch).at)
+    for number, epoch in enumerate((155, 170, 185)):
+        first = -(-epoch * examples // 96)
+        found = [float(values(traced(leaf), step)["x"]) for step in (first - 1, first)]
+        assert found == pytest.approx([0.5 * 0.1**number, 0.05 * 0.1**number])
+    assert float(values(traced(leaf), 0)["x"]) == 0.5
+
+
 def test_a_constant_does_not_look_at_its_end_and_small_values_do_not_vanish():
     assert scalar(schedule(0.1, end=1e30, shape="constant"))(7) == pytest.approx(0.1)
     assert scalar(schedule(1e-9, end=1.0, shape="linear"))(0) == pytest.approx(1e-9)
