@@ -7,6 +7,7 @@ from jaxssl.metrics.calibration import (
     reliability,
 )
 from jaxssl.metrics.collapse import feature_std
+from jaxssl.metrics.dense import dense_alignment, dense_uniformity
 from jaxssl.metrics.geometry import (
     alignment,
     class_distances,
@@ -15,6 +16,7 @@ from jaxssl.metrics.geometry import (
     feature_distance,
     norms,
     paired_cosine,
+    paired_squares,
 )
 from jaxssl.metrics.knn import (
     PROTOCOLS,
@@ -29,6 +31,7 @@ from jaxssl.metrics.paired import (
     accuracy_interval,
     crossed_interval,
     image_bootstrap,
+    influence_interval,
     mcnemar,
     seed_interval,
     seeds_needed,
@@ -52,11 +55,14 @@ __all__ = [
     "classwise_uniformity",
     "confusion_matrix",
     "crossed_interval",
+    "dense_alignment",
+    "dense_uniformity",
     "drop_rate",
     "expected_calibration_error",
     "feature_distance",
     "feature_std",
     "image_bootstrap",
+    "influence_interval",
     "kendall_interval",
     "kendall_tau",
     "knn_accuracy",
@@ -65,6 +71,7 @@ __all__ = [
     "mcnemar",
     "norms",
     "paired_cosine",
+    "paired_squares",
     "rankme",
     "reliability",
     "ridge_predictions",

@@ -41,8 +41,14 @@ def alignment(
         raise ValueError("There is no pair: alignment needs at least one.")
     if not alpha > 0:
         raise ValueError(f"alpha={alpha} must be above 0.")
-    square = jnp.sum((unit_rows(jnp.asarray(f1)) - unit_rows(jnp.asarray(f2))) ** 2, axis=1)
-    return jnp.mean(square ** (alpha / 2))
+    return jnp.mean(paired_squares(f1, f2) ** (alpha / 2))
+
+
+def paired_squares(
+    f1: Float[Array | np.ndarray, "n d"], f2: Float[Array | np.ndarray, "n d"]
+) -> Float[Array, " n"]:
+    """Squared distance, in [0, 4], between two features of each image, L2-normalised here."""
+    return jnp.sum((unit_rows(jnp.asarray(f1)) - unit_rows(jnp.asarray(f2))) ** 2, axis=1)
 
 
 def paired_cosine(

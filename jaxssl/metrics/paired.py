@@ -105,6 +105,26 @@ def seed_interval(differences: Num[np.ndarray, " s"], *, level: float = 0.95) ->
     return _student(mean, error, freedom, level)
 
 
+def influence_interval(
+    value: float, influence: Float[np.ndarray, " n"], *, level: float = 0.95
+) -> Interval:
+    """A measure of a set of images with its interval, by the normal law of what each adds to it.
+
+    Args:
+      value: the measure.
+      influence: [n], of mean 0: how the measure would move with more images like this one.
+      level: share of the intervals that hold the true value.
+
+    Raises:
+      ValueError: no image.
+    """
+    influence = np.asarray(influence, np.float64)
+    _check(len(influence), 1, "image")
+    quantile = float(scipy.stats.norm.isf((1 - level) / 2))
+    half = quantile * float(influence.std()) / math.sqrt(len(influence))
+    return Interval(value, value - half, value + half)
+
+
 def image_bootstrap(
     values: Num[np.ndarray, "n k"] | Bool[np.ndarray, "n k"],
     statistic: Callable[[Float[np.ndarray, "r k"]], Float[np.ndarray, " r"]],
@@ -123,7 +143,8 @@ def image_bootstrap(
       resamples: drawn from the images with replacement.
 
     Returns:
-      the statistic of the means, and the ends of the middle ``level`` of the resampled ones.
+      the statistic of the means, and the ends of the middle ``level`` of the resampled ones; NaN
+      if it has no value for one of them.
 
     Raises:
       ValueError: no image.
@@ -138,9 +159,12 @@ def image_bootstrap(
         size = min(block, resamples - start)
         drawn = draw.multinomial(len(values), counts / len(values), size=size)
         means.append(drawn @ kinds / len(values))
-    ends = np.quantile(statistic(np.concatenate(means)), [(1 - level) / 2, (1 + level) / 2])
-    value = statistic(values.mean(axis=0, keepdims=True))
-    return Interval(float(value[0]), float(ends[0]), float(ends[1]))
+    value = float(statistic(values.mean(axis=0, keepdims=True))[0])
+    found = statistic(np.concatenate(means))
+    if np.isnan(found).any():  # a share of resamples that have no value has no middle
+        return Interval(value, math.nan, math.nan)
+    ends = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(ends[0]), float(ends[1]))
 
 
 def difference(means: Float[np.ndarray, "r 2"]) -> Float[np.ndarray, " r"]:
@@ -150,8 +174,8 @@ def difference(means: Float[np.ndarray, "r 2"]) -> Float[np.ndarray, " r"]:
 
 def relative_drop(means: Float[np.ndarray, "r 2"]) -> Float[np.ndarray, " r"]:
     """(first - second) / first, for `image_bootstrap`: Delta_A of arXiv:2206.05259; NaN at 0."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (means[:, 0] - means[:, 1]) / means[:, 0]
+    first = np.where(means[:, 0] == 0, np.nan, means[:, 0])
+    return (first - means[:, 1]) / first
 
 
 class Components(NamedTuple):

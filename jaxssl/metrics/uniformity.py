@@ -77,7 +77,7 @@ def _uniformity(
     f: Float[Array, "n d"], t: Float[Array, ""], *, block_size: int
 ) -> Float[Array, ""]:
     n = f.shape[0]
-    largest, sums = _row_sums(f, t, block_size, once=True)
+    largest, sums = row_sums(f, t, block_size, once=True)
     # Relative to the largest exponent: the sums would underflow where t is large.
     top = jnp.max(largest)
     sums = sums * jnp.exp(largest - top)
@@ -87,7 +87,7 @@ def _uniformity(
 @functools.partial(jax.jit, static_argnames="block_size")
 def _per_image(f: Float[Array, "n d"], t: Float[Array, ""], *, block_size: int) -> PerImage:
     n = f.shape[0]
-    largest, sums = _row_sums(f, t, block_size, once=False)
+    largest, sums = row_sums(f, t, block_size, once=False)
     largest, sums = largest.reshape(-1)[:n], sums.reshape(-1)[:n]
     top = jnp.max(largest)
     of_image = sums * jnp.exp(largest - top) / (n - 1)
@@ -95,16 +95,22 @@ def _per_image(f: Float[Array, "n d"], t: Float[Array, ""], *, block_size: int) 
     return PerImage(-top - jnp.log(mean), -2 * (of_image / mean - 1))
 
 
-def _row_sums(
-    f: Float[Array, "n d"], t: Float[Array, ""], block_size: int, *, once: bool
+def row_sums(
+    f: Float[Array, "n d"],
+    t: Float[Array, ""],
+    block_size: int,
+    *,
+    once: bool,
+    rows_an_image: int = 1,
 ) -> tuple[Float[Array, "c b"], Float[Array, "c b"]]:
     """For each row, in blocks, the largest exponent of its pairs and the sum relative to it.
 
     Args:
-      f: features.
+      f: features, L2-normalised here.
       t: sharpness.
       block_size: rows a block, b; the last block is filled with rows that have no pair.
       once: each unordered pair at the earlier of its rows alone, and not at both.
+      rows_an_image: so many rows in a row are of one image, and no pairs.
     """
     n = f.shape[0]
     f = unit_rows(f)
@@ -120,7 +126,8 @@ def _row_sums(
             cosine = jnp.matmul(f[i], f[j].T, precision=jax.lax.Precision.HIGHEST)
             distance = jnp.maximum(square[i][:, None] + square[j] - 2 * cosine, 0)
             row = number[i][:, None]
-            pair = ((row < number[j]) if once else (row != number[j])) & (number[j] < n)
+            apart = row // rows_an_image != number[j] // rows_an_image
+            pair = apart & (number[j] < n) & ((row < number[j]) | (not once))
             exponents = jnp.where(pair, -t * distance, -jnp.inf)
             new = jnp.maximum(largest, jnp.max(exponents, axis=1))
             added = jnp.sum(jnp.exp(exponents - new[:, None]), axis=1)

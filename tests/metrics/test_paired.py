@@ -122,6 +122,16 @@ def test_the_bootstrap_is_the_same_for_the_same_seed_and_takes_any_number():
     assert first.half_width == pytest.approx(1.96 * error, rel=0.15)
 
 
+def test_a_drop_from_nothing_is_none():
+    """As a resample of few images may be, and no more than NaN: there is no infinity in JSON."""
+    right = np.array([[True, False], [False, True], [False, False]])
+    found = image_bootstrap(right, relative_drop, seed=0, resamples=100)
+    assert found.value == 0
+    assert np.isnan([found.low, found.high]).all()
+    nothing = image_bootstrap(right[1:], relative_drop, seed=0, resamples=100)
+    assert np.isnan(nothing).all()
+
+
 def test_mean_squares_by_hand():
     """A table of 2 x 3: rows differ by 6, columns by -1, 0 and 1, and a rest of +-1."""
     d = np.array([[0.0, 1, 2], [6, 7, 8]]) + np.array([[1.0, -1, 0], [-1, 1, 0]])
