@@ -1,6 +1,6 @@
 # make quickstart   from a fresh clone to a probed checkpoint, in minutes
 # make test         the test suite        make test-slow   the long tests
-# make check        lint and types
+# make check        lint and types        make look PAGE=FILE.html   its pictures, by Chromium
 #
 # PYTHON=python3.12 chooses the interpreter (3.11 or newer), JAX=cuda or JAX=tpu the accelerator.
 PYTHON ?= python3
@@ -15,7 +15,7 @@ WORKDIR ?= runs/quickstart
 # Compiled programs are kept between runs: the second start of anything takes seconds.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 
-.PHONY: quickstart test test-slow check format clean
+.PHONY: quickstart test test-slow check look format clean
 
 quickstart: $(VENV)/jaxssl-$(JAX)
 	$(RUN) -m jaxssl.pretrain --config configs/quickstart.py --workdir $(WORKDIR)
@@ -31,6 +31,9 @@ check: $(VENV)/jaxssl-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+look: $(VENV)/jaxssl-$(JAX)
+	$(RUN) tests/look.py $(PAGE) --out $(or $(OUT),looks)
 
 format: $(VENV)/jaxssl-dev
 	$(VENV)/bin/ruff check --fix .

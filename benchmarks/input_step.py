@@ -18,7 +18,7 @@ from jaxssl.augment.augmentation import simclr_imagenet
 from jaxssl.data.pipeline import training_rows
 from jaxssl.data.sources import array_source
 from jaxssl.distributed import data_mesh, global_batch
-from jaxssl.pretrain import make_spec, policy_of, resolve
+from jaxssl.plan import make_spec, policy_of, resolve
 from jaxssl.randomness import Split
 from jaxssl.training.schedules import Schedules
 from jaxssl.training.state import Blueprint, traced_scalars

@@ -45,7 +45,7 @@ from jaxssl.data.pipeline import train_batches, training_rows
 from jaxssl.data.sources import Source, array_source, load
 from jaxssl.distributed import data_mesh, global_batch
 from jaxssl.errors import UserError
-from jaxssl.pretrain import make_spec, policy_of, resolve
+from jaxssl.plan import make_spec, policy_of, resolve
 from jaxssl.randomness import Split
 from jaxssl.training.optim import parameter_paths, scaled_learning_rate
 from jaxssl.training.schedules import Schedules

@@ -135,7 +135,8 @@ def base_config() -> ConfigDict:
     config.encoder = encoder_group()
     config.optimizer = sgd_group()
     config.hyper = hyper_group()
-    config.evals = ConfigDict({"knn": knn_group()})  # what is run during training, by name
+    config.evals = evals_group()  # what is run during training, by name
+    config.online = online_group()
     config.run = run_group()
     return config
 
@@ -436,9 +437,46 @@ def adamw_group() -> ConfigDict:
     return optimizer
 
 
+def evals_group() -> ConfigDict:
+    """Every section once, under its own name; but for kNN none is run until ``every`` says so."""
+    return ConfigDict({"knn": knn_group(), **{name: section_group(name) for name in SECTIONS}})
+
+
+SECTIONS = (
+    "linear",
+    "few_shot",
+    "geometry",
+    "alignment",
+    "dense",
+    "calibration",
+    "fingerprint",
+    "online",
+)
+
+
+def section_group(section: str) -> ConfigDict:
+    """A section of the evaluation card during training, see `jaxssl.evaluation.evals`."""
+    group = ConfigDict()
+    group.section = section  # "knn" or one of SECTIONS
+    group.every = 0.0  # epochs, may be fractional; also at the end; 0: never
+    group.split = "validation"  # whose images are looked at: "validation" or "test"
+    group.layer = "pooled"  # as in knn_group; online: that of the online group
+    return group
+
+
+def online_group() -> ConfigDict:
+    """A linear classifier trained beside the method, which it leaves as it is to the last bit."""
+    online = ConfigDict()
+    online.learning_rate = 0.0  # peak for 256 images a step, with cosine decay; 0: no classifier
+    online.momentum = 0.9  # Nesterov's
+    online.layer = "pooled"  # of the method, whose vectors it classifies
+    return online
+
+
 def knn_group() -> ConfigDict:
     """Nearest neighbours among the training images; uses labels, so never choose by "test"."""
     knn = ConfigDict()
+    knn.section = "knn"
     knn.every = 10.0  # epochs, may be fractional; also at the end; 0: never
     knn.split = "validation"  # "validation" or "test"
     knn.protocol = "moco"  # "moco" (k=200, T=.1), "dino" (20, .07), "simsiam" (200, .2)

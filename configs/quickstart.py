@@ -6,7 +6,8 @@
 Paper: SimCLR (arXiv:2002.05709); crops alone, no flips (digits have a direction) and no colour.
 Cost and expected numbers: see "What to expect" in the README.
 
-Arguments: size (views, pixels), epochs, seed, batch, width, policy (of the views).
+Arguments: size (views, pixels), epochs, seed, batch, width, policy (of the views), method (simclr,
+or supervised: the yardstick with labels, all else the same).
 """
 
 from ml_collections import ConfigDict
@@ -20,10 +21,25 @@ from configs.common import (
     view_policy,
 )
 from jaxssl.augment.augmentation import Augmentation
+from jaxssl.errors import UserError
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    given = arguments(arg, size=16, epochs=150.0, seed=0, batch=256, width=32, policy="multi_view")
+    given = arguments(
+        arg,
+        size=16,
+        epochs=150.0,
+        seed=0,
+        batch=256,
+        width=32,
+        policy="multi_view",
+        method="simclr",
+    )
+    if given.method not in METHODS:
+        raise UserError(
+            f"config argument method={given.method!r} is unknown: this recipe has "
+            f"{', '.join(METHODS)}."
+        )
     config = base_config()
     config.seed = given.seed
     config.batch_size = given.batch
@@ -36,8 +52,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
     view_policy(config, given.policy)
     config.encoder = convn_group(given.size, given.width)
     config.hyper.learning_rate.value = 0.1
-    config.hyper.temperature = 0.2
     config.evals.knn.protocol = "dino"
+    METHODS[given.method](config)
+    return config.lock()
+
+
+def _simclr(config: ConfigDict) -> None:
+    config.hyper.temperature = 0.2
     config.method = simclr_group(out_dim=64)
     config.method.head.output_norm = "bn"
-    return config.lock()
+
+
+def _supervised(config: ConfigDict) -> None:
+    config.method = ConfigDict({"name": "supervised"})
+
+
+METHODS = {"simclr": _simclr, "supervised": _supervised}

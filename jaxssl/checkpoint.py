@@ -33,6 +33,7 @@ from jaxssl.upgrade import dropped, saved_names
 from jaxssl.words import counted
 
 _ITEM = "state"
+_BESIDE = "online/"  # leaves that a checkpoint may lack or have alone: the method's do without
 _ATTEMPTS = 20  # to read a checkpoint of a run that goes on and removes old ones
 _NO_ROOM = ("No space left", "ENOSPC", "quota", "EDQUOT", "File too large", "EFBIG")
 
@@ -104,7 +105,9 @@ class CheckpointReader:
             for each damaged one passed over.
 
         Returns:
-          (step, state), the state bit for bit as saved, all leaves `jax.Array`.
+          (step, state), the state bit for bit as saved, all leaves `jax.Array`. Leaves of
+          ``online`` that the checkpoint lacks stay as the template has them, and those that it
+          alone has are left out.
 
         Every process of a job calls it: process 0 chooses and hashes, the others read its choice.
 
@@ -416,8 +419,10 @@ def _read(folder: Path, template: Any, partial: bool) -> Any:
     saved = {
         name: shape
         for name, shape in read_json(folder / LEAVES).items()
-        if name not in dropped(form)
+        if name not in dropped(form) and (name in wanted or not name.startswith(_BESIDE))
     }
+    apart = {name for name in wanted if name.startswith(_BESIDE) and name not in saved}
+    wanted = {name: leaf for name, leaf in wanted.items() if name not in apart}
     _check_structure(folder, _description(wanted), saved, partial)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         leaves = reader.restore(
@@ -428,7 +433,8 @@ def _read(folder: Path, template: Any, partial: bool) -> Any:
                 partial_restore=True,
             ),
         )
-    return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in wanted])
+    found = [leaves.get(before[name], leaf) for name, leaf in named.items()]
+    return jax.tree.unflatten(jax.tree.structure(template), found)
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:

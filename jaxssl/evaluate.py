@@ -1,20 +1,24 @@
 """Evaluates checkpoints: ``python -m jaxssl.evaluate --run DIR [--run DIR2 ...]``.
 
 checkpoint -> frozen layer -> features -> sections -> a card. Sections are linear probes, nearest
-neighbours by every named protocol, few labels, the geometry of the features, calibration, and the
+neighbours by every named protocol, few labels, the geometry of the features, alignment and
+uniformity of two augmented views, as vectors and (``dense``) cell by cell, calibration, and the
 reliance fingerprint: what is left of the accuracy and of the features when the test images are
-shuffled, darkened, blurred. ``--sections=knn,geometry`` asks for some of them. Several runs are put
-side by side, and the others' differences from the first are paired over the same test images; runs
-that differ in their seeds alone count as one, with several seeds.
+shuffled, darkened, blurred. ``--sections=knn,geometry`` asks for some of them. ``--supervised RUN``
+puts another run's network beside each, and ``--refit`` also fits a classifier under each condition
+of the fingerprint. Several runs are put side by side, and the others' differences from the first
+are paired over the same test images; runs that differ in their seeds alone count as one, with
+several seeds. Of three runs or more it says how L_a + L_u orders them by accuracy (Kendall's tau).
 
 ``--watch`` evaluates each checkpoint of a running training as it lands, until its last step.
-Writes ``card.json`` and ``card.html`` into ``evaluations/evaluate-<step>/`` of each run, and a
-comparison into ``--out``. Reads the runs and changes nothing in them.
+Writes ``card.json`` and ``card.html`` into ``evaluations/evaluate-<step>/`` of each run, with what
+is asked for otherwise than by default appended to the folder's name, and a comparison into
+``--out``. Reads the runs and changes nothing in them.
 """
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,15 +29,17 @@ from jaxssl import cli, distributed
 from jaxssl.checkpoint import CheckpointReader
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
-from jaxssl.evaluation.card import Card, chosen_sections, make_card
-from jaxssl.evaluation.comparison import compare
-from jaxssl.evaluation.opened import open_run, say
+from jaxssl.evaluation.card import Card, Wanted, chosen_sections, make_card
+from jaxssl.evaluation.comparison import Comparison, compare
+from jaxssl.evaluation.frozen import read_spec
+from jaxssl.evaluation.opened import open_run, say, with_supervised
 from jaxssl.evaluation.pages import card_page, percent, plus_minus, run_names
 from jaxssl.evaluation.probe_data import Place, data_settings
+from jaxssl.evaluation.sections import FINGERPRINT
 from jaxssl.evaluation.store import FeatureStore
-from jaxssl.linear_probe import check_settings
+from jaxssl.linear_probe import check_data, check_settings
 from jaxssl.reporting import print_table, text_table
-from jaxssl.run_directory import read_info
+from jaxssl.run_directory import read_config
 from jaxssl.storage import Path, as_path, check_writable, write_json, write_whole
 
 SECONDS_BETWEEN_LOOKS = 20.0
@@ -44,21 +50,21 @@ class Asked:
     """What the flags ask for.
 
     Attributes:
-      sections: names of sections.
+      wanted: the sections, and how.
       settings: see `jaxssl.evaluation.probe.default_config`.
       data: another labelled set, see `data_settings`.
       place: where the runs' own data lie now.
       baselines: also the untrained network and raw pixels.
-      every_severity: of the fingerprint.
+      supervised: also the network of this run; None: of none.
       keep_features: on disk, beside the run.
     """
 
-    sections: Sequence[str]
+    wanted: Wanted
     settings: ConfigDict
     data: ConfigDict
     place: Place
     baselines: bool = True
-    every_severity: bool = False
+    supervised: Path | None = None
     keep_features: bool = True
 
 
@@ -86,25 +92,51 @@ def evaluate(run: Path, step: int | None, asked: Asked) -> Card:
         reuse_classifiers=not asked.settings.refit,
         store=store,
     )
-    say(f"evaluating {run}, step {opened.restored.step}: {', '.join(asked.sections)}")
-    card = make_card(opened, asked.sections, asked.settings, every_severity=asked.every_severity)
-    card.write(card_page([card], []))
+    if asked.supervised is not None:
+        opened = with_supervised(opened, asked.supervised, asked.settings, asked.data, asked.place)
+    say(f"evaluating {run}, step {opened.restored.step}: {', '.join(asked.wanted.sections)}")
+    card = make_card(opened, asked.wanted, asked.settings)
+    card.write(card_page([card]))
     return card
 
 
-def watch(run: Path, asked: Asked) -> None:
-    """Evaluates each checkpoint of a run as it lands, until that of its last step."""
-    done: set[int] = set()
-    last = int(read_info(run)["spec"]["total_steps"])
+def watch(run: Path, asked: Asked) -> list[int]:
+    """Evaluates each checkpoint of a run as it lands, until that of its last step.
+
+    One that the run removes before it is read is passed over.
+
+    Returns:
+      the steps that were evaluated.
+
+    Raises:
+      UserError: for whatever the user can mend.
+    """
+    done: list[int] = []
+    gone: set[int] = set()
+    checkpoints = CheckpointReader(run / "checkpoints")
     while True:
-        for step in CheckpointReader(run / "checkpoints").steps():
-            if step not in done:
-                card = evaluate(run, step, asked)
-                say(summary_line(card))
-                done.add(step)
-        if last in done:
-            return
+        # All processes go the same way: each sees the folder at another instant.
+        steps = distributed.agree("the checkpoints to evaluate", checkpoints.steps)
+        for step in (step for step in steps if step not in {*done, *gone}):
+            try:
+                say(summary_line(evaluate(run, step, asked)))
+                done.append(step)
+            except UserError:
+                now = distributed.agree("the checkpoints that are left", checkpoints.steps)
+                if step in now:
+                    raise
+                gone.add(step)
+        if _last_step(run) in {*done, *gone}:
+            return done
         time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _last_step(run: Path) -> int:
+    """Where the run stops; a resumed one may be told otherwise than before."""
+    total = read_spec(run).total_steps
+    return distributed.agree(
+        "the run's last step", lambda: min(read_config(run).run.stop_step or total, total)
+    )
 
 
 def summary_line(card: Card) -> str:
@@ -118,31 +150,40 @@ def summary_line(card: Card) -> str:
         parts += [f"kNN {name} {percent(value)} %" for name, value in accuracies.items()]
     if "geometry" in found:
         parts.append(f"U {found['geometry']['trained']['uniformity']['value']:.3f}")
+    elif "alignment" in found:
+        parts.append(f"L_a + L_u {found['alignment']['trained']['sum']['value']:.3f}")
     return "  ".join(parts)
 
 
-def print_cards(cards: Sequence[Card], comparisons: Sequence[Mapping[str, Any]]) -> None:
+def print_cards(cards: Sequence[Card], comparison: Comparison) -> None:
     """The tables that fit a terminal; the pages have the rest."""
     names = run_names(cards)
     for card in cards:
         say(f"{names[card.content['run']]}: {summary_line(card)}")
-        if "fingerprint" in card.content["sections"]:
+        if FINGERPRINT in card.content["sections"]:
             print_table(_fingerprint_table(card))
-    if comparisons:
+    if comparison.differences:
         rows = [
             (
                 "+".join(names[run] for run in row["second"]),
                 row["by"],
                 plus_minus(row["difference"]),
             )
-            for row in comparisons
+            for row in comparison.differences
         ]
         title = f"Differences from {names[cards[0].content['run']]}, in points, 95 % intervals"
         print_table(text_table(rows, ("run", "predicted by", "difference"), title))
+    if comparison.correlations:
+        told = [
+            (row["section"], row["by"], str(row["runs"]), plus_minus(row["tau"], 1.0, 2))
+            for row in comparison.correlations
+        ]
+        title = "Kendall's tau of L_a + L_u and accuracy over the runs, 95 % intervals"
+        print_table(text_table(told, ("losses of", "accuracy by", "runs", "tau"), title))
 
 
 def _fingerprint_table(card: Card) -> Any:
-    found = card.content["sections"]["fingerprint"]
+    found = card.content["sections"][FINGERPRINT]
     rows = [
         (
             name,
@@ -156,47 +197,79 @@ def _fingerprint_table(card: Card) -> Any:
     return text_table(rows, columns, title)
 
 
+def asked_of(values: flags.FlagValues) -> Asked:
+    """What the flags ask for.
+
+    Raises:
+      UserError: if there is no such section, or a flag is of a section that is not asked for.
+    """
+    sections = chosen_sections(values.sections)
+    for flag, given in (("all", values.all), ("refit", values.refit)):
+        if given and FINGERPRINT not in sections:
+            raise UserError(
+                f"--{flag} is of the fingerprint and --sections={','.join(sections)} leaves that "
+                f"out: add it, or leave out --{flag}."
+            )
+    return Asked(
+        Wanted(sections, values.all, values.refit),
+        values.probe,
+        values.data,
+        Place(values.data_dir, values.digits_dir),
+        values.baselines,
+        as_path(values.supervised, "--supervised") if values.supervised else None,
+        values.keep_features,
+    )
+
+
 def _main(values: flags.FlagValues) -> None:
     runs = [as_path(run, "--run") for run in values.run]
     if len(runs) > 1 and (values.step is not None or values.watch):
         flag = "--watch" if values.watch else f"--step={values.step}"
         raise UserError(f"{flag} is for one run and {len(runs)} are given: give one --run.")
+    if values.watch and values.step is not None:
+        raise UserError(
+            f"--step={values.step} names one checkpoint and --watch takes all: leave one out."
+        )
     distributed.check_launched(values.probe.distributed, "--probe.distributed")
     if values.probe.distributed:
         distributed.initialize("--probe.distributed")
-    sections = chosen_sections(values.sections)
-    cli.announce(f"evaluating {', '.join(map(str, runs))}: {', '.join(sections)}")
-    asked = Asked(
-        sections,
-        values.probe,
-        values.data,
-        Place(values.data_dir, values.digits_dir),
-        values.baselines,
-        values.all,
-        values.keep_features,
-    )
+    asked = asked_of(values)
+    out = as_path(values.out, "--out") if values.out else None
+    cli.announce(f"evaluating {', '.join(map(str, runs))}: {', '.join(asked.wanted.sections)}")
+    # Before the first exchange, so that what one process lacks ends all of them.
+    distributed.all_can("the runs and their data", lambda: _check(runs, asked, out))
     if values.watch:
         watch(runs[0], asked)
         return
-    out = as_path(values.out, "--out") if values.out else None
-    if out is not None:
-        check_writable(out, "--out")
     cards = [evaluate(run, values.step, asked) for run in runs]
-    comparisons = compare(cards) if len(cards) > 1 else []
+    comparison = compare(cards)
     if jax.process_index() == 0:
-        print_cards(cards, comparisons)
+        print_cards(cards, comparison)
         for card in cards:
             print(f"card: {card.folder / 'card.html'}")
         if len(cards) > 1:
-            _write_comparison(out or cards[0].folder / "comparison", cards, comparisons)
+            _write_comparison(out or cards[0].folder / "comparison", cards, comparison)
 
 
-def _write_comparison(
-    folder: Path, cards: Sequence[Card], comparisons: Sequence[Mapping[str, Any]]
-) -> None:
+def _check(runs: Sequence[Path], asked: Asked, out: Path | None) -> None:
+    """Raises UserError unless this process may write, and one of several finds what it reads."""
+    if out is not None:
+        check_writable(out, "--out")
+    if asked.settings.distributed:  # one process hears of it soon enough, and opens them once
+        supervised = [] if asked.supervised is None else [asked.supervised]
+        for run in (*runs, *supervised):
+            check_data(run, asked.settings, asked.data, asked.place)
+
+
+def _write_comparison(folder: Path, cards: Sequence[Card], comparison: Comparison) -> None:
     runs = [card.content["run"] for card in cards]
-    write_json(folder / "comparison.json", {"runs": runs, "rows": list(comparisons)})
-    write_whole(folder / "comparison.html", card_page(cards, comparisons))
+    content = {
+        "runs": runs,
+        "rows": list(comparison.differences),
+        "correlations": list(comparison.correlations),
+    }
+    write_json(folder / "comparison.json", content)
+    write_whole(folder / "comparison.html", card_page(cards, comparison))
     print(f"comparison: {folder / 'comparison.html'}")
 
 
@@ -205,7 +278,9 @@ if __name__ == "__main__":
     flags.DEFINE_integer("step", None, "Checkpoint to read; the newest sound one if not given.")
     flags.DEFINE_list("sections", [], "Sections of the card; all if not given.")
     flags.DEFINE_bool("baselines", True, "Also evaluate the untrained encoder and raw pixels.")
+    flags.DEFINE_string("supervised", "", "Directory of another run, to put beside each.")
     flags.DEFINE_bool("all", False, "Fingerprint with severities 1 to 5, not 3 alone.")
+    flags.DEFINE_bool("refit", False, "Fingerprint with a classifier of each condition's own too.")
     flags.DEFINE_bool("watch", False, "Evaluate each checkpoint of a running training.")
     flags.DEFINE_bool("keep_features", True, "Keep features beside the run for the next time.")
     flags.DEFINE_string("out", "", "Folder of the comparison; beside the first card if not given.")

@@ -29,7 +29,7 @@ from jaxssl.data.pipeline import order
 from jaxssl.data.sources import load, pretraining_split
 from jaxssl.data.splits import SPLITS, Splits, corrupted
 from jaxssl.errors import UserError, choose
-from jaxssl.pretrain import policy_of, resolve
+from jaxssl.plan import policy_of, resolve
 from jaxssl.ranges import values_of
 from jaxssl.run_directory import check_outside
 from jaxssl.training.schedules import Schedules

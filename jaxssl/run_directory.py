@@ -47,9 +47,9 @@ _CONFIG = "config.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy")
 
 
-MAY_CHANGE = ("run", "evals", "data.data_dir", "data.compose.digits_dir")
-"""What of a config is not the run's identity: cadence, what is evaluated, devices, where it stops
-and data lie."""
+MAY_CHANGE = ("run", "evals", "online", "data.data_dir", "data.compose.digits_dir")
+"""What of a config is not the run's identity: cadence, what is evaluated and trained beside the
+method, devices, where it stops and data lie."""
 
 
 def run_info() -> dict[str, Any]:
@@ -351,8 +351,8 @@ def _check_same_run(
     if differences:
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(differences)}): choose "
-            "another --workdir, or undo these changes (only --config.run.*, --config.evals.* and "
-            "where the data lie may change)."
+            "another --workdir, or undo these changes (only --config.run.*, --config.evals.*, "
+            "--config.online.* and where the data lie may change)."
         )
     info = read_info(workdir)
     before = info.get("data", {})

@@ -6,7 +6,8 @@ claimed within one format: `changes` says what computes otherwise since.
 
     format 1   before schedules of any scalar, named layers and groups of crops
     format 2   before JPEGs could be decoded at a fraction of their size
-    format 3   today
+    format 3   before sections other than kNN during training, and classifiers beside the method
+    format 4   today
 """
 
 import fractions
@@ -14,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-FORMAT = 3
+FORMAT = 4
 
 _CHANGES = {
     1: (
@@ -24,6 +25,7 @@ _CHANGES = {
         "LARS shrinks a weight whose gradient is zero by the trust ratio of its decay",
     ),
     2: (),
+    3: (),
 }
 
 _POLICY_NUMBERS = {
@@ -44,6 +46,7 @@ _RENAMED = {
         "rest/queue/position/value": "rest/position/value",
     },
     2: {},
+    3: {},
 }
 # The kernel that meets the image, whose input channels are those of the views.
 _FIRST_KERNELS = {
@@ -54,7 +57,11 @@ _FIRST_KERNELS = {
 }
 _CLASSIFIER = "params/classifier/kernel/value"
 # Leaves that are no longer kept.
-_DROPPED = {1: ("rest/shuffle_key/value", "rest/updates/value"), 2: ()}
+_DROPPED: dict[int, tuple[str, ...]] = {
+    1: ("rest/shuffle_key/value", "rest/updates/value"),
+    2: (),
+    3: (),
+}
 
 
 def changes(form: int) -> list[str]:
@@ -77,6 +84,8 @@ def upgrade_config(content: Mapping[str, Any]) -> dict[str, Any]:
         config = _config_from_1(config)
     if form < 3:
         config = _config_from_2(config)
+    if form < 4:
+        config = _config_from_3(config)
     return {**content, "format": form, "config": config}
 
 
@@ -120,6 +129,26 @@ def _config_from_1(old: Mapping[str, Any]) -> dict[str, Any]:
 
 def _config_from_2(old: Mapping[str, Any]) -> dict[str, Any]:
     return {**old, "data": {**old["data"], "jpeg_margin": 0.0}}
+
+
+_SECTIONS_OF_4 = (
+    "linear",
+    "few_shot",
+    "geometry",
+    "alignment",
+    "dense",
+    "calibration",
+    "fingerprint",
+    "online",
+)
+
+
+def _config_from_3(old: Mapping[str, Any]) -> dict[str, Any]:
+    neighbours = {name: {"section": "knn", **group} for name, group in old["evals"].items()}
+    never = {"every": 0.0, "split": "validation", "layer": "pooled"}
+    others = {name: {"section": name, **never} for name in _SECTIONS_OF_4}
+    online = {"learning_rate": 0.0, "momentum": 0.9, "layer": "pooled"}
+    return {**old, "evals": {**others, **neighbours}, "online": online}
 
 
 def _views_from_1(old: Mapping[str, Any]) -> dict[str, Any]:

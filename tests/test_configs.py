@@ -14,7 +14,8 @@ from jaxssl.augment.augmentation import dino_multi_crop
 from jaxssl.augment.policies import recipes
 from jaxssl.errors import UserError
 from jaxssl.methods import METHODS, Spec
-from jaxssl.pretrain import pretrain, resolve
+from jaxssl.plan import resolve
+from jaxssl.pretrain import pretrain
 from jaxssl.reporting import read_metrics
 from jaxssl.training.state import Blueprint
 

@@ -10,7 +10,7 @@ from configs.common import view_group
 from jaxssl.augment.augmentation import simclr_cifar
 from jaxssl.data.pipeline import train_batches
 from jaxssl.distributed import data_mesh, global_batch, replicated, sharded
-from jaxssl.pretrain import policy_of
+from jaxssl.plan import policy_of
 from jaxssl.randomness import Purpose, Split, host_bits, permutation, sample_keys, step_key
 
 pytestmark = pytest.mark.shipped

@@ -18,7 +18,7 @@ from jaxssl.data.sources import load
 from jaxssl.errors import UserError
 from jaxssl.methods import METHODS, method_class
 from jaxssl.methods.simclr import SimCLR
-from jaxssl.pretrain import resolve
+from jaxssl.plan import resolve
 from jaxssl.run_directory import claim, note_resumption, read_config, read_info
 
 HOUSE = pathlib.Path(__file__).parent.parent

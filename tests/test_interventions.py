@@ -17,7 +17,8 @@ from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.evaluation.frozen import make_test_view
 from jaxssl.linear_probe import linear_probe, open_splits
-from jaxssl.pretrain import pretrain, resolve, splits_of
+from jaxssl.plan import resolve, splits_of
+from jaxssl.pretrain import pretrain
 from jaxssl.reporting import read_metrics
 from jaxssl.run_directory import write_config
 

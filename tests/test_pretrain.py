@@ -16,7 +16,8 @@ from jaxssl.data.splits import check_sources
 from jaxssl.errors import UserError
 from jaxssl.evaluation import evals, probe
 from jaxssl.linear_probe import linear_probe
-from jaxssl.pretrain import check_letterbox, differing, make_plan, pretrain, resolve
+from jaxssl.plan import check_letterbox, differing, make_plan, resolve
+from jaxssl.pretrain import pretrain
 from jaxssl.randomness import Split
 from jaxssl.reporting import read_metrics
 from jaxssl.run_directory import claim, read_config, read_info

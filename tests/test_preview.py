@@ -22,7 +22,7 @@ from jaxssl.augment.augmentation import Augmentation
 from jaxssl.data.examples import array_source
 from jaxssl.data.pipeline import training_rows
 from jaxssl.errors import UserError
-from jaxssl.pretrain import policy_of, resolve, splits_of
+from jaxssl.plan import policy_of, resolve, splits_of
 from jaxssl.preview import POLICIES, _main, _write, describe, preview
 from jaxssl.randomness import Split
 from jaxssl.training.state import traced_scalars

@@ -12,9 +12,13 @@ import jax
 import numpy as np
 import pytest
 from kill_and_resume import assert_identical, checkpoint_arrays, metric_rows
+from old_run import copied
+from test_evaluate import asked
 from tiny import config_for
 
 from jaxssl.distributed import data_mesh, global_batch
+from jaxssl.evaluate import evaluate
+from jaxssl.evaluation.card import ALL
 from jaxssl.losses import nt_xent
 from jaxssl.pretrain import pretrain
 
@@ -97,7 +101,7 @@ FAILS_TOGETHER = """
 import json, pathlib, shutil, sys, time, types
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
-from jaxssl import distributed, embed, linear_probe, pretrain, run_directory
+from jaxssl import distributed, embed, evaluate, linear_probe, pretrain, run_directory
 from jaxssl.checkpoint import Checkpoints
 from jaxssl.errors import UserError
 from jaxssl.losses import nt_xent
@@ -168,7 +172,7 @@ def bad_on_1(*_):
         raise UserError("--config.data.data_dir=/x does not exist: name another.")
 
 distributed.initialize = lambda *_: None  # once a process
-pretrain.make_plan = embed._opened = linear_probe.check_data = bad_on_1
+pretrain.make_plan = embed._opened = linear_probe.check_data = evaluate.check_data = bad_on_1
 config = config_for("simclr")
 with config.unlocked():
     config.run.distributed = True
@@ -177,6 +181,10 @@ note("embed", lambda: embed.embed(folder, None, None, None))
 job = types.SimpleNamespace(distributed=True, layer="pooled")
 asked = dict(run=str(folder), data_dir="", digits_dir="", data=None)
 note("linear_probe", lambda: linear_probe._main(types.SimpleNamespace(probe=job, **asked)))
+flags = dict(run=[str(folder)], step=None, watch=False, sections=["knn"], all=False, refit=False)
+flags |= dict(baselines=True, supervised="", keep_features=True, out="", probe=job, data=None)
+flags |= dict(data_dir="", digits_dir="")
+note("evaluate", lambda: evaluate._main(types.SimpleNamespace(**flags)))
 said["made"] = (folder / "never").exists()
 note("one divides", lambda: distributed.all_can("the division", lambda: 1 // me))
 note("all can", lambda: distributed.all_can("the division", lambda: 1 // (1 + me)))
@@ -218,7 +226,7 @@ def test_processes_that_cannot_agree_all_end_in_the_same_sentence(tmp_path):
             assert seconds < 10
         assert both[0][name][1] == both[1][name][1]
     missing = "--config.data.data_dir=/x does not exist: name another."
-    for name in ("pretrain", "embed", "linear_probe"):
+    for name in ("pretrain", "embed", "linear_probe", "evaluate"):
         assert both[1][name][:2] == ["refused", missing]
         assert both[0][name][:2] == ["refused", f"process 1 of 2 cannot go on: {missing}"]
         assert max(said[name][2] for said in both) < 10
@@ -236,6 +244,45 @@ def test_processes_that_cannot_agree_all_end_in_the_same_sentence(tmp_path):
         assert said["lagging"][:2] == ["returned", 3]
         assert said["none"][:2] == ["returned", None]
         assert said["shared"][:2] == ["returned", None]
+
+
+EVALUATES = """
+import pathlib, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+from jaxssl import distributed
+from test_evaluate import asked
+from jaxssl.evaluate import evaluate
+from jaxssl.evaluation.card import ALL
+
+distributed.initialize()
+evaluate(pathlib.Path(sys.argv[1]), None, asked(ALL, feature_batch_size=100))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(tmp_path):
+    """Every section; a program for each of a dozen fits and as many metrics takes its time."""
+    pair = copied("simclr", tmp_path / "pair")
+    done = run_pair(EVALUATES, pair)
+    assert done.returncode == 0, done.stderr[-3000:]
+    single = copied("simclr", tmp_path / "single")
+    alone = evaluate(single, None, asked(ALL)).content["sections"]
+    (folder,) = (pair / "evaluations").glob("evaluate-*")
+    together = json.loads((folder / "card.json").read_text())["sections"]
+    assert together.keys() == alone.keys()
+    for section in ("geometry", "alignment", "dense"):
+        for network, found in alone[section].items():
+            for name in {"uniformity", "l_a", "l_u"} & set(found):
+                np.testing.assert_allclose(
+                    together[section][network][name]["value"], found[name]["value"], rtol=1e-4
+                )
+    for network, rows in alone["fingerprint"].items():
+        for condition, row in rows.items():
+            other = together["fingerprint"][network][condition]
+            # A sum in another order may move an image that lies on a border.
+            assert abs(other["accuracy"]["value"] - row["accuracy"]["value"]) <= 2 / 360
+    assert together["knn"] == alone["knn"]
 
 
 WAITS_BUT_FOR_ONE = """

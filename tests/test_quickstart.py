@@ -6,9 +6,12 @@ The margins are those that the README states; a shorter and smaller form is test
 import pytest
 
 from configs.quickstart import get_config
+from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.linear_probe import linear_probe
+from jaxssl.plan import resolve
 from jaxssl.pretrain import pretrain
+from jaxssl.run_directory import config_differences
 
 SEEDS = (0, 1, 2)
 
@@ -44,3 +47,12 @@ def test_full_claim(seed, tmp_path):
     assert ahead["lbfgs_few"] >= 0.10
     assert ahead["lbfgs"] >= 0.03
     assert ahead["top1"] >= 0.94
+
+
+def test_the_yardstick_with_labels_differs_in_the_method_alone():
+    ours, labels = (get_config(f"method={name}") for name in ("simclr", "supervised"))
+    differing = config_differences(ours, labels)
+    assert {line.partition(":")[0].partition(".")[0] for line in differing} == {"hyper", "method"}
+    assert resolve(labels).method.to_dict() == {"name": "supervised"}
+    with pytest.raises(UserError, match="method='byol' is unknown: this recipe has simclr, super"):
+        get_config("method=byol")

@@ -14,7 +14,8 @@ from tiny import RECIPES, Run
 from configs.quickstart import get_config as quickstart
 from jaxssl.distributed import data_mesh, global_batch
 from jaxssl.errors import UserError
-from jaxssl.pretrain import pretrain, resolve
+from jaxssl.plan import resolve
+from jaxssl.pretrain import pretrain
 from jaxssl.reporting import read_metrics
 from jaxssl.run_directory import config_differences, read_config, read_info
 from jaxssl.training.state import traced_scalars
@@ -97,6 +98,28 @@ def test_a_run_of_format_2_decodes_jpegs_in_full(tmp_path):
     assert config_differences(read_config(workdir), config) == []
     pretrain(config, workdir)
     assert read_metrics(workdir)[: len(before)] == before
+    assert read_info(workdir)["format"] == FORMAT
+
+
+def test_a_run_of_format_3_takes_a_classifier_beside_it(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(OLD.parent / "format3" / "simclr", workdir)
+    assert read_info(workdir)["format"] == 3
+    before = read_metrics(workdir)
+    config = recipe_of_today("simclr")
+    assert config_differences(read_config(workdir), config) == []
+    with config.unlocked():
+        config.online.learning_rate = 0.1
+        config.evals.online.every = 0.05
+        config.run.stop_step = 7
+    pretrain(config, workdir)
+    said = capsys.readouterr().out
+    assert "the classifier beside the method begins at step 6" in said
+    assert "computed otherwise" not in said
+    rows = read_metrics(workdir)
+    assert rows[: len(before)] == before
+    # Owed at the step that the run goes on from, and due after the next.
+    assert [row["step"] for row in rows if "online" in row] == [6, 7]
     assert read_info(workdir)["format"] == FORMAT
 
 

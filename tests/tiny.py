@@ -16,7 +16,7 @@ from jaxssl.distributed import global_batch
 from jaxssl.methods import METHODS as KINDS
 from jaxssl.methods import Method
 from jaxssl.models import ENCODERS
-from jaxssl.pretrain import make_spec, policy_of, resolve
+from jaxssl.plan import make_spec, policy_of, resolve
 from jaxssl.training.schedules import Schedules
 from jaxssl.training.state import Blueprint, TrainState, traced_scalars
 from jaxssl.training.step import embedding_keys, make_epoch_hook, make_fill, make_step

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from jaxssl.corruptions.apply import setting_name
 from jaxssl.errors import UserError, choose
-from jaxssl.evaluation.conditions import CLEAN, conditions
+from jaxssl.evaluation.conditions import Condition
 from jaxssl.evaluation.fits import Fitted
-from jaxssl.evaluation.opened import Opened, say
+from jaxssl.evaluation.opened import Opened, say, suitable_conditions
 from jaxssl.evaluation.probe import AS_TRAINED, default_config
 from jaxssl.evaluation.probe_data import FRACTIONS, Part, data_digest, file_name
 from jaxssl.evaluation.sections import FINGERPRINT, SECTIONS, Predictions
@@ -66,38 +66,40 @@ def chosen_sections(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in ALL if not names or name in names)
 
 
-def make_card(
-    opened: Opened, sections: Sequence[str], settings: ConfigDict, *, every_severity: bool
-) -> Card:
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a card is to hold.
+
+    Attributes:
+      sections: names of `ALL`.
+      every_severity: of the fingerprint: severities 1 to 5, and not 3 alone.
+      refit: the fingerprint also fits a classifier under each condition.
+    """
+
+    sections: Sequence[str]
+    every_severity: bool = False
+    refit: bool = False
+
+
+def make_card(opened: Opened, wanted: Wanted, settings: ConfigDict) -> Card:
     """Evaluates every network of an opened run.
 
     Args:
       opened: the run.
-      sections: names of `ALL`.
+      wanted: what of it.
       settings: see `jaxssl.evaluation.probe.default_config`.
-      every_severity: of the fingerprint: severities 1 to 5.
 
     Raises:
       UserError: for whatever the user can mend.
     """
     trained = opened.probes["trained"]
     before = trained.network.encoder_digest()
-    test = opened.parts["test"].source
-    parts = _conditions(opened, every_severity) if FINGERPRINT in sections else {}
-    if parts:
-        _say_cost(opened, parts)
-    predictions: Predictions | None = None
-    results: dict[str, dict[str, Any]] = {section: {} for section in sections}
-    for name, probed in opened.probes.items():
-        start = time.monotonic()
-        if predictions is None:
-            predictions = Predictions(test.positions, probed.test.labels)
-        for section in sections:
-            if section == FINGERPRINT:
-                results[section][name] = fingerprint(probed, settings, predictions, parts)
-            else:
-                results[section][name] = SECTIONS[section](probed, settings, predictions)
-        say(f"  {name}: {', '.join(sections)} in {time.monotonic() - start:.0f} s")
+    _check_several(opened.parts["test"])
+    found: list[Condition] = []
+    if FINGERPRINT in wanted.sections:
+        found = suitable_conditions(opened.opening, "test", every_severity=wanted.every_severity)
+        _say_cost(opened, len(found), wanted.refit)
+    predictions, results = _results(opened, wanted, settings, found)
     if trained.network.encoder_digest() != before:
         raise RuntimeError("evaluating changed the network: this is a bug, please report it.")
     content = {
@@ -108,11 +110,15 @@ def make_card(
         "settings": settings.to_dict(),
         **data_of(opened),
         "encoder_sha256": before,
+        "networks_sha256": {
+            name: probed.network.digest() for name, probed in opened.probes.items()
+        },
         "sections": results,
         **run_info(),
     }
-    assert predictions is not None
-    otherwise = flag_names(sections, every_severity, baselines=len(opened.probes) > 1)
+    beside = opened.probes["supervised"].network if "supervised" in opened.probes else None
+    supervised = "" if beside is None else beside.encoder_digest()
+    otherwise = flag_names(wanted, "untrained" in opened.probes, supervised)
     folder = folder_of(opened, "evaluate", settings, otherwise)
     fitted = {
         file_of(name, fit): made
@@ -121,6 +127,34 @@ def make_card(
         if made.file is None
     }
     return Card(content, predictions, opened.restored.config, folder, fitted)
+
+
+def _results(
+    opened: Opened, wanted: Wanted, settings: ConfigDict, found: Sequence[Condition]
+) -> tuple[Predictions, dict[str, dict[str, Any]]]:
+    """By section and network; a section has nothing to say of some networks."""
+    labels = opened.probes["trained"].test.labels
+    predictions = Predictions(opened.parts["test"].source.positions, labels)
+    results: dict[str, dict[str, Any]] = {section: {} for section in wanted.sections}
+    for name, probed in opened.probes.items():
+        start = time.monotonic()
+        for section in wanted.sections:
+            if section == FINGERPRINT:
+                told = fingerprint(probed, settings, predictions, found, refit=wanted.refit)
+            else:
+                told = SECTIONS[section](probed, settings, predictions)
+            if told:
+                results[section][name] = told
+        say(f"  {name}: {', '.join(wanted.sections)} in {time.monotonic() - start:.0f} s")
+    return predictions, results
+
+
+def _check_several(test: Part) -> None:
+    if len(test.source) < 2:
+        raise UserError(
+            f"{test.source.name} has one test image, which is no set to evaluate on: give more by "
+            "--probe.test_fraction, or another set by --data.name."
+        )
 
 
 def data_of(opened: Opened) -> dict[str, Any]:
@@ -144,26 +178,19 @@ def file_of(network: str, fit: str) -> str:
     return f"classifier-{network}-{fit}.npz"
 
 
-def _conditions(opened: Opened, every_severity: bool) -> dict[str, Part]:
-    """The test images by condition; one that they do not suit is left out, and said."""
-    shape = opened.parts["test"].source.image_shape
-    parts = {}
-    for name, corruption in conditions(shape, every_severity=every_severity):
-        try:
-            parts[name] = opened.opening.part("test", corruption)
-        except UserError as error:
-            if name == CLEAN:
-                raise
-            say(f"condition {name} is left out: {error}")
-    return parts
-
-
-def _say_cost(opened: Opened, parts: Mapping[str, Part]) -> None:
-    images, networks = len(opened.parts["test"].source), len(opened.probes)
+def _say_cost(opened: Opened, count: int, refit: bool) -> None:
+    networks = len(opened.probes)
+    images = {name: len(part.source) for name, part in opened.parts.items()}
     say(
-        f"fingerprint: {len(parts)} conditions x {networks} networks x {images:,} test images = "
-        f"{len(parts) * networks * images:,} images through a network"
+        f"fingerprint: {count} conditions x {networks} networks x {images['test']:,} test images = "
+        f"{count * networks * images['test']:,} images through a network"
     )
+    if refit:
+        fits, each = (count - 1) * networks, images["train"] + images["validation"]
+        say(
+            f"  --refit: {fits} fits more, each on {each:,} images of its own = {fits * each:,} "
+            "images through a network"
+        )
 
 
 def folder_of(
@@ -185,14 +212,23 @@ def folder_of(
     return opened.run / "evaluations" / "-".join(names)
 
 
-def flag_names(sections: Sequence[str], every_severity: bool, baselines: bool) -> list[str]:
-    """What ``evaluate`` is asked for besides its settings, as parts of a folder's name."""
+def flag_names(wanted: Wanted, baselines: bool, supervised: str) -> list[str]:
+    """What ``evaluate`` is asked for besides its settings, as parts of a folder's name.
+
+    Args:
+      wanted: of the card.
+      baselines: whether they are in it.
+      supervised: the encoder's digest of the run put beside; "": there is none.
+    """
     names = []
-    if set(sections) != set(ALL):
-        names.append(f"sections={'+'.join(sections)}")
-    if every_severity and FINGERPRINT in sections:
-        names.append("all")
-    return names if baselines else [*names, "no_baselines"]
+    if set(wanted.sections) != set(ALL):
+        names.append(f"sections={'+'.join(wanted.sections)}")
+    if FINGERPRINT in wanted.sections:
+        names += ["all"] if wanted.every_severity else []
+        names += ["refit"] if wanted.refit else []
+    names += [] if baselines else ["no_baselines"]
+    names += [f"supervised={supervised[:8]}"] if supervised else []
+    return names
 
 
 _NAMED_APART = ("layer", "target", "evaluation_size", "test_corruption", *FRACTIONS)

@@ -3,10 +3,14 @@
 Runs that differ in their seeds alone are one group. A group of one is compared image by image
 (McNemar's exact test and the paired bootstrap); groups of several are paired seed by seed too, and
 the interval is that of crossed random effects, seeds by images.
+
+Over three runs or more, seeds included, the losses of alignment and uniformity are ranked against
+the accuracy (Moon, Kim and Choi, BMVC 2022).
 """
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +26,68 @@ from jaxssl.metrics.paired import (
     mcnemar,
     variance_removed,
 )
+from jaxssl.metrics.rank_correlation import kendall_interval
 from jaxssl.run_directory import MAY_CHANGE
 
 _SEEDS = ("seed", "init_seed", "data_seed")
 
 
-def compare(cards: Sequence[Card], *, seed: int = 0) -> list[dict[str, Any]]:
+FEWEST_TO_RANK = 3  # two runs are in order or not, which says nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What several cards say together.
+
+    Attributes:
+      differences: see `differences`.
+      correlations: see `correlations`.
+    """
+
+    differences: Sequence[Mapping[str, Any]] = ()
+    correlations: Sequence[Mapping[str, Any]] = ()
+
+
+def compare(cards: Sequence[Card], *, seed: int = 0) -> Comparison:
+    """All that is to be said of several cards together; `seed` is that of the bootstraps.
+
+    Raises:
+      UserError: if the cards are not of the same test images.
+    """
+    return Comparison(differences(cards, seed), correlations(cards, seed))
+
+
+def correlations(cards: Sequence[Card], seed: int) -> list[dict[str, Any]]:
+    """Kendall's tau of L_a + L_u, each between 0 and 1 over the runs, and linear accuracy.
+
+    Args:
+      cards: one a run.
+      seed: of the bootstrap over runs.
+
+    Returns:
+      rows: ``section``, ``by`` (whose accuracy), ``runs``, ``tau``, an interval: negative where
+      the runs of a smaller loss are better. None for fewer than `FEWEST_TO_RANK` runs.
+    """
+    rows = []
+    by = "linear lbfgs"
+    for section in ("alignment", "dense"):
+        known = [
+            (found[section]["trained"], float(card.predictions.right("trained", by).mean()))
+            for card in cards
+            if "trained" in (found := card.content["sections"]).get(section, {})
+            and by in card.predictions.of("trained")
+        ]
+        if len(known) >= FEWEST_TO_RANK:
+            l_a, l_u = (
+                np.array([losses[name]["value"] for losses, _ in known]) for name in ("l_a", "l_u")
+            )
+            accuracy = np.array([accuracy for _, accuracy in known])
+            tau = interval_json(kendall_interval(l_a, l_u, accuracy, seed=seed))
+            rows.append({"section": section, "by": by, "runs": len(known), "tau": tau})
+    return rows
+
+
+def differences(cards: Sequence[Card], seed: int) -> list[dict[str, Any]]:
     """Each group of runs against the first one, for everything that was predicted in both.
 
     Args:

@@ -2,22 +2,30 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from jaxssl.data.examples import Source
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.evaluation.classifier import About, LinearClassifier, names_of_classes
-from jaxssl.evaluation.features import Embed, FeatureSet, check_finite, extract, whole_batch
+from jaxssl.evaluation.features import (
+    Batch,
+    Embed,
+    FeatureSet,
+    check_finite,
+    extract,
+    whole_batch,
+)
 from jaxssl.evaluation.frozen import Network, View
-from jaxssl.evaluation.probe_data import Part
+from jaxssl.evaluation.probe_data import Opening, Part
 from jaxssl.evaluation.store import FeatureStore
 from jaxssl.storage import Path
 from jaxssl.words import counted
@@ -40,6 +48,10 @@ class Fitted:
     file: Path | None
 
 
+def nothing() -> None:
+    """The check of an evaluation that nothing ends."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Probed:
     """One frozen network and the data that it is probed on; a set is embedded when first needed.
@@ -49,31 +61,36 @@ class Probed:
       network: the network.
       layer: the layer whose vectors are probed.
       parts: the splits.
+      opening: the same under other corruptions.
+      pair: the test images as two augmented views.
       cropped: from (batch, seed, epoch) to the images of the SGD fit.
       settings: see `jaxssl.evaluation.probe.default_config`.
       mesh: devices.
       saved: classifiers of earlier evaluations, used where they are of the very same fit.
       store: where features are kept.
+      check: called between batches; may raise what ends the evaluation.
+      split: whose images are the test images.
+      embeds: what was compiled, by view and layer; shared by all that are of one network.
     """
 
     name: str
     network: Network
     layer: str
     parts: Mapping[str, Part]
+    opening: Opening
+    pair: tuple[Part, Part]
     cropped: View
     settings: ConfigDict
     mesh: Mesh
     saved: Saved = ()
     store: FeatureStore = dataclasses.field(default_factory=lambda: FeatureStore(None))
-
-    @functools.cached_property
-    def _embeds(self) -> dict[View, Embed]:
-        return {}
+    check: Callable[[], None] = nothing
+    split: str = "test"
+    embeds: dict[tuple[View, str, bool], Embed] = dataclasses.field(default_factory=dict)
 
     def features_of(self, part: Part) -> FeatureSet:
         """Of the images of a split, whichever; kept in the store, not in memory."""
-        if part.view not in self._embeds:
-            self._embeds[part.view] = self.network.through(part.view, self.layer)
+        embed = self._embed(part.view, self.layer)
         key = {
             "network_sha256": self._digest,
             "layer": self.layer,
@@ -81,7 +98,32 @@ class Probed:
             "data": part.compared,
             "view": part.setting,
         }
-        return self.store.get(key, lambda: self._extract(self._embeds[part.view], part.source))
+        return self.store.get(key, lambda: self._extract(embed, part.source))
+
+    def _embed(self, view: View, layer: str, flat: bool = False) -> Embed:
+        key = view, layer, flat
+        if key not in self.embeds:
+            self.embeds[key] = self.network.through(view, layer, flat=flat)
+        return self.embeds[key]
+
+    @functools.cached_property
+    def map_layer(self) -> tuple[str, tuple[int, ...]] | None:
+        """The map that stands for the layer, and its shape [height, width, D] of an image.
+
+        The layer itself if it is one, or else the encoder's last; None: there is no map.
+        """
+        part = self.parts["test"]
+        shapes = self.network.layers(part.view, part.source.gather(np.zeros(1, np.int64)))
+        maps = {name: shape[1:] for name, shape in shapes.items() if len(shape) == 4}
+        stages = [name for name in maps if re.fullmatch(r"stage\d+", name)]
+        last = sorted(stages, key=lambda name: int(name.removeprefix("stage")))[-1:]
+        chosen = self.layer if self.layer in maps else next(iter(last), None)
+        return None if chosen is None else (chosen, maps[chosen])
+
+    def maps_of(self, part: Part, layer: str, size: int) -> Float[np.ndarray, "n p d"]:
+        """The cells of a map of each image, D = ``size``; kept nowhere."""
+        found = self._extract(self._embed(part.view, layer, True), part.source).features
+        return found.reshape(len(found), -1, size)
 
     @functools.cached_property
     def train(self) -> FeatureSet:
@@ -108,8 +150,12 @@ class Probed:
         return self.features_of(self.parts["test"])
 
     def _extract(self, embed: Embed, source: Source) -> FeatureSet:
+        def checked(batch: Batch) -> Float[Array, "b d"]:
+            self.check()
+            return embed(batch)
+
         found = extract(
-            embed,
+            checked,
             source,
             mesh=self.mesh,
             # The last batch is padded, so any device count works.
@@ -132,10 +178,11 @@ class Probed:
         """Every classifier by its name.
 
         ``lbfgs`` (all labels), ``lbfgs_few`` (the first ``settings.labels_per_class`` of each
-        class) and ``sgd`` (the published protocol), if it has an epoch.
+        class), if that is not 0, and ``sgd`` (the published protocol), if it has an epoch.
         """
+        asked = {"lbfgs_few": self.settings.labels_per_class, "sgd": self.settings.sgd.epochs}
         for name in FITS:
-            if name != "sgd" or self.settings.sgd.epochs:
+            if name not in asked or asked[name]:
                 yield name, self.classifier(name)
 
     @functools.cached_property

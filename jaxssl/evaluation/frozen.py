@@ -1,7 +1,7 @@
 """Networks as a probe sees them: from a batch to a named layer, and never changed."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxssl import extensions
 from jaxssl.augment.augmentation import Augmentation
-from jaxssl.augment.policies import make_clean_view, make_finisher
+from jaxssl.augment.policies import make_clean_view, make_finisher, make_policy
 from jaxssl.augment.views import augment_view, to_float
 from jaxssl.checkpoint import CheckpointReader
 from jaxssl.compilation import compiler_options
@@ -26,7 +26,8 @@ from jaxssl.methods import Spec, build_method
 from jaxssl.randomness import Purpose, sample_keys
 from jaxssl.run_directory import read_config, read_info
 from jaxssl.storage import Path
-from jaxssl.training.state import merge, split
+from jaxssl.training.schedules import Schedules
+from jaxssl.training.state import merge, split, traced_scalars
 from jaxssl.upgrade import spec_of
 
 PIXELS = "pixels"  # the one layer of `raw_pixels`
@@ -41,11 +42,39 @@ def make_test_view(config: ConfigDict) -> Callable[[Batch], Float[Array, "b h w 
     return make_clean_view(config.views.global_crops.size, finish)
 
 
+def make_pair_views(config: ConfigDict, spec: Spec, seed: int) -> tuple[View, View]:
+    """Two augmented views of a batch by the run's own policy, drawn by ``seed``.
+
+    They are the first two global crops, at one size; a run with one view has a second by the same
+    recipe. What the policy reads from ``hyper`` is as at the end of the run's schedules, so that
+    all checkpoints of a run are measured by the same views.
+    """
+    views = config.views.copy_and_resolve_references()
+    with views.unlocked():
+        views.global_crops.count = 2
+        if "local_crops" in views:
+            del views["local_crops"]
+        if "second" in views.global_crops and "size" in views.global_crops.second:
+            del views.global_crops.second["size"]
+    finish = make_finisher(config.corruption, config.normalize, config.randbit)
+    policy = make_policy(views, finish, order=config.corruption.order)
+    schedules = Schedules.from_config(config.hyper, config.epochs, spec.steps_per_epoch)
+    # The last step of a run may fall short of its horizon by a part of one.
+    beyond = int(config.epochs * spec.steps_per_epoch) + 1
+    numbers = schedules.at(traced_scalars(config), beyond)
+    numbers["data_seed"] = jnp.uint32(seed)
+
+    def view_of(number: int) -> View:
+        return lambda batch: policy(batch, numbers).images[number]
+
+    return view_of(0), view_of(1)
+
+
 def make_cropped_view(config: ConfigDict) -> View:
     """From (batch, seed, epoch) to images cropped and flipped, differently in each epoch.
 
     Crop and flip are those of pretraining's first view, its colour operations left out; all else is
-    as in the test-time images.
+    as in the test-time images. The epoch is one for all, or one an image.
     """
     view = config.views.global_crops
     finish = make_finisher(config.corruption, config.normalize, config.randbit)
@@ -60,7 +89,7 @@ def make_cropped_view(config: ConfigDict) -> View:
     )
 
     def cropped_view(
-        batch: Batch, seed: UInt[Array, ""], epoch: Int[Array, ""]
+        batch: Batch, seed: UInt[Array, ""], epoch: Int[Array, "*images"]
     ) -> Float[Array, "b h w c"]:
         index = batch["index"]
         epochs = jnp.full_like(index, epoch)
@@ -83,16 +112,26 @@ class Network:
         self.arrays = arrays
         self._represent = represent
 
-    def layers(self, view: View, *inputs: Any) -> tuple[str, ...]:
-        """Names of the layers there are for what ``view`` makes of a batch; computes nothing."""
+    def layers(self, view: View, *inputs: Any) -> dict[str, tuple[int, ...]]:
+        """Shapes of the layers there are for what ``view`` makes of a batch; computes nothing."""
         images = jax.eval_shape(view, *inputs)
-        return tuple(jax.eval_shape(self._represent, self.arrays, images))
+        found = jax.eval_shape(self._represent, self.arrays, images)
+        return {name: layer.shape for name, layer in found.items()}
 
-    def through(self, view: View, layer: str) -> Callable[..., Float[Array, "b d"]]:
-        """Jitted: a layer, as vectors, of what ``view`` makes of a batch and further arguments."""
+    def through(
+        self, view: View, layer: str, *, flat: bool = False
+    ) -> Callable[..., Float[Array, "b d"]]:
+        """Jitted: a layer, as vectors, of what ``view`` makes of a batch and further arguments.
+
+        Args:
+          view: makes the images.
+          layer: its name.
+          flat: a map is a vector of all its cells, in rows, and not averaged over them.
+        """
 
         def embed(arrays: tuple[Any, Any], *inputs: Any) -> Float[Array, "b d"]:
-            return as_vectors(self._represent(arrays, view(*inputs))[layer])
+            found = self._represent(arrays, view(*inputs))[layer]
+            return found.reshape(len(found), -1) if flat else as_vectors(found)
 
         jitted = jax.jit(embed, compiler_options=compiler_options())
         return lambda *inputs: jitted(self.arrays, *inputs)
@@ -131,6 +170,19 @@ class Restored(NamedTuple):
     spec: Spec
 
 
+def read_spec(run: Path) -> Spec:
+    """What the method of a run was built for; a run of format 1 did not note it.
+
+    Raises:
+      UserError: if there is no run, or none of its checkpoints can be read where it has to be.
+    """
+    info = read_info(run)
+    if "spec" in info:
+        return Spec.from_json(info["spec"])
+    shapes = CheckpointReader(run / "checkpoints").shapes()
+    return Spec.from_json(spec_of({**info, "config": read_config(run).to_dict()}, shapes))
+
+
 def restored_method(run: Path, step: int | None, mesh: Mesh) -> Restored:
     """Reads the method of a checkpoint without its optimizer; changes nothing.
 
@@ -146,15 +198,11 @@ def restored_method(run: Path, step: int | None, mesh: Mesh) -> Restored:
     for clause in extensions.differences(info.get("extensions", {}), extensions.noted(config)):
         logging.warning("%s since %s was trained.", clause, run)
     checkpoints = CheckpointReader(run / "checkpoints")
-    if "spec" in info:
-        noted = info["spec"]
-    else:
-        noted = spec_of({**info, "config": config.to_dict()}, checkpoints.shapes())
-    spec = Spec.from_json(noted)
+    spec = read_spec(run)
     graph, params, rest = nnx.eval_shape(lambda: split(_fresh(config, spec)))
     template = templates(mesh, {"params": params, "rest": rest})
     step, state = checkpoints.restore_partial(template, step)
-    network = Network(_represent(graph), (state["params"], state["rest"]))
+    network = Network(represented(graph), (state["params"], state["rest"]))
     return Restored(network, step, config, spec)
 
 
@@ -162,7 +210,7 @@ def fresh_method(config: ConfigDict, spec: Spec, mesh: Mesh) -> Network:
     """The method with the weights that the run itself began with."""
     graph, *shapes = nnx.eval_shape(lambda: split(_fresh(config, spec)))
     make = jax.jit(lambda: split(_fresh(config, spec))[1:], out_shardings=layout(mesh, (*shapes,)))
-    return Network(_represent(graph), make())
+    return Network(represented(graph), make())
 
 
 def raw_pixels() -> Network:
@@ -170,7 +218,7 @@ def raw_pixels() -> Network:
     return Network(lambda arrays, images: {PIXELS: images.reshape(len(images), -1)}, ({}, {}))
 
 
-def check_layer(flag: str, layer: str, names: Sequence[str]) -> None:
+def check_layer(flag: str, layer: str, names: Collection[str]) -> None:
     """Raises UserError, with the list, unless there is such a layer."""
     if layer not in names:
         raise UserError(f"{flag}={layer} is unknown: choose one of {', '.join(sorted(names))}.")
@@ -180,5 +228,6 @@ def _fresh(config: ConfigDict, spec: Spec) -> Any:
     return build_method(config.method, config.encoder, spec, config.init_seed)
 
 
-def _represent(graph: nnx.GraphDef) -> Represent:
+def represented(graph: nnx.GraphDef) -> Represent:
+    """From parameters, other variables and images to the layers of a method."""
     return lambda arrays, images: merge(graph, *arrays).represent(images)

@@ -29,10 +29,14 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
 th { background: var(--soft); font-weight: 600; }
 th:first-child, td:first-child { text-align: left; }
-td { white-space: nowrap; } .quiet { color: var(--quiet); }
+th, td { white-space: nowrap; } .quiet { color: var(--quiet); }
 svg { max-width: 100%; height: auto; } svg text { fill: currentColor; }
+.broad svg { min-width: 36rem; }
 pre { background: var(--soft); padding: .6rem; overflow-x: auto; font-size: .85rem; }
 """
+
+
+_BROAD = 6.0  # inches, of a plot whose words nobody could read on a telephone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +79,14 @@ class Plot:
     figure: matplotlib.figure.Figure
 
     def html(self) -> str:
-        """The picture inline."""
+        """The picture inline; a broad one scrolls sideways where the page is narrow."""
         caption = _safe(self.caption)
         picture = svg_of(self.figure, self.caption)
-        return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+        kind = "wide broad" if self.figure.get_figwidth() > _BROAD else "wide"
+        return (
+            f'<figure><div class="{kind}">{picture}</div>'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from jaxssl.data.sources import check_view_size, pretraining_split
 from jaxssl.data.splits import Splits
 from jaxssl.errors import UserError
 from jaxssl.evaluation.classifier import LinearClassifier
+from jaxssl.evaluation.conditions import CLEAN, Condition, conditions
 from jaxssl.evaluation.fits import Probed, Saved
 from jaxssl.evaluation.frozen import (
     PIXELS,
@@ -24,9 +25,11 @@ from jaxssl.evaluation.frozen import (
     check_layer,
     fresh_method,
     make_cropped_view,
+    make_pair_views,
     raw_pixels,
     restored_method,
 )
+from jaxssl.evaluation.probe import AS_TRAINED
 from jaxssl.evaluation.probe_data import (
     FRACTIONS,
     Opening,
@@ -40,6 +43,7 @@ from jaxssl.evaluation.probe_data import (
     with_data,
 )
 from jaxssl.evaluation.store import FeatureStore
+from jaxssl.methods import Spec
 from jaxssl.run_directory import check_outside, read_config, read_info
 from jaxssl.storage import Path, as_path
 
@@ -62,6 +66,7 @@ class Opened:
       parts: the three splits.
       own: whether the data are those that the run was trained on.
       probes: the networks with the data, by name; ``trained`` first.
+      saved: the classifiers of earlier evaluations, if they may be used.
     """
 
     run: Path
@@ -70,6 +75,7 @@ class Opened:
     parts: Mapping[str, Part]
     own: bool
     probes: Mapping[str, Probed]
+    saved: Saved = ()
 
 
 def open_run(
@@ -123,12 +129,15 @@ def open_run(
     layers = restored.network.layers(parts["train"].view, train.gather(np.zeros(1, np.int64)))
     check_layer("--probe.layer", settings.layer, layers)
     saved = saved_classifiers(run / "evaluations") if reuse_classifiers else []
+    pair = pair_of(opening, parts["test"], settings, restored.spec)
     probes = {
         name: Probed(
             name,
             network,
             layer,
             parts,
+            opening,
+            pair,
             make_cropped_view(config),
             settings,
             mesh,
@@ -137,7 +146,67 @@ def open_run(
         )
         for name, (network, layer) in _networks(restored, settings.layer, baselines, mesh).items()
     }
-    return Opened(run, restored, opening, parts, own, probes)
+    return Opened(run, restored, opening, parts, own, probes, saved)
+
+
+def pair_of(opening: Opening, test: Part, settings: ConfigDict, spec: Spec) -> tuple[Part, Part]:
+    """The test images as two augmented views of the run's own policy; see `make_pair_views`."""
+    asked = settings.test_corruption
+    config = opening.config if asked.name == AS_TRAINED else opening.under(asked)
+    drawn = {"views": config.views.to_dict(), "hyper": config.hyper.to_dict()}
+    first, second = (
+        Part(test.source, view, {**test.setting, **drawn, "seed": settings.seed, "view": number})
+        for number, view in enumerate(make_pair_views(config, spec, settings.seed))
+    )
+    return first, second
+
+
+def with_supervised(
+    opened: Opened, run: Path, settings: ConfigDict, data: ConfigDict, place: Place
+) -> Opened:
+    """Adds another run's network as ``supervised``, on the same images by its own test-time view.
+
+    Args:
+      opened: the run that it is put beside.
+      run: the directory of the other; its newest sound checkpoint is read.
+      settings: see `jaxssl.evaluation.probe.default_config`.
+      data: another labelled set, see `jaxssl.evaluation.probe_data.data_settings`.
+      place: where the run's own data lie now.
+
+    Raises:
+      UserError: as `open_run`, or if its test images are not the same.
+    """
+    store = FeatureStore(run / "evaluations" / "features")
+    other = open_run(
+        run, None, settings, False, None, data, place, reuse_classifiers=False, store=store
+    )
+    ours, theirs = (found.parts["test"].identity for found in (opened, other))
+    if any(ours[key] != theirs[key] for key in _SAME_IMAGES):
+        raise UserError(
+            f"--supervised={run} would be tested on other images than {opened.run}: name a set "
+            "for both by --data.name, or a run on the same data."
+        )
+    probed = dataclasses.replace(other.probes["trained"], name="supervised", saved=opened.saved)
+    return dataclasses.replace(opened, probes={**opened.probes, "supervised": probed})
+
+
+_SAME_IMAGES = ("original_size", "examples", "positions_sha256", "classes_sha256")
+
+
+def suitable_conditions(opening: Opening, split: str, *, every_severity: bool) -> list[Condition]:
+    """What is done to the images of a split; what they do not suit is left out, and said."""
+    found = []
+    shape = opening.part(split).source.image_shape
+    for condition in conditions(shape, every_severity=every_severity):
+        try:
+            opening.part(split, condition.corruption)
+        except UserError as error:
+            if condition.name == CLEAN:
+                raise
+            say(f"condition {condition.name} is left out: {error}")
+        else:
+            found.append(condition)
+    return found
 
 
 def _check_sources(

@@ -4,16 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxssl.evaluation.card import Card
+from jaxssl.evaluation.comparison import Comparison
 from jaxssl.evaluation.html import Part, Plot, Table, Text, page
 from jaxssl.evaluation.plots import confusion_plot, fingerprint_plot, reliability_plot
 from jaxssl.evaluation.sections.fingerprint import mean_drop
+from jaxssl.words import counted
 
 Cell = Mapping[str, float | None] | None
+ALONE = Comparison()
+"""One card, which is compared with none."""
 
 
 def percent(number: float | None) -> str:
     """A share in percent, one digit; a dash for none."""
-    return "-" if number is None else f"{100 * number:.1f}"
+    return "-" if number is None else _digits(100 * number, 1)
 
 
 def with_interval(cell: Cell, scale: float = 100.0, digits: int = 1) -> str:
@@ -21,7 +25,7 @@ def with_interval(cell: Cell, scale: float = 100.0, digits: int = 1) -> str:
     if cell is None or cell["value"] is None:
         return "-"
     numbers = [cell[key] for key in ("value", "low", "high")]
-    value, *ends = ("" if n is None else f"{scale * n:.{digits}f}" for n in numbers)
+    value, *ends = ("" if n is None else _digits(scale * n, digits) for n in numbers)
     return f"{value} [{', '.join(ends)}]" if all(ends) else value
 
 
@@ -30,23 +34,27 @@ def plus_minus(cell: Cell, scale: float = 100.0, digits: int = 1) -> str:
     if cell is None or cell["value"] is None:
         return "-"
     value, low, high = cell["value"], cell["low"], cell["high"]
-    said = f"{scale * value:.{digits}f}"
+    said = _digits(scale * value, digits)
     return said if low is None or high is None else f"{said} ±{scale * (high - low) / 2:.{digits}f}"
 
 
-def card_page(cards: Sequence[Card], comparisons: Sequence[Mapping[str, Any]]) -> str:
+def card_page(cards: Sequence[Card], comparison: Comparison = ALONE) -> str:
     """One page for one run, or for several side by side."""
     names = run_names(cards)
     heading = ", ".join(names.values())
     sections: list[tuple[str, Sequence[Part]]] = []
-    if comparisons:
-        sections.append(("Differences", [differences_table(comparisons, names)]))
+    if comparison.differences:
+        sections.append(("Differences", [differences_table(comparison.differences, names)]))
+    if comparison.correlations:
+        sections.append(("Losses and accuracy", [correlations_table(comparison.correlations)]))
     makers = {
         "fingerprint": _fingerprint,
         "linear": _linear,
         "knn": _knn,
         "few_shot": _few_shot,
         "geometry": _geometry,
+        "alignment": _alignment,
+        "dense": _dense,
         "calibration": _calibration,
     }
     for section, maker in makers.items():
@@ -63,6 +71,8 @@ _TITLES = {
     "knn": "Nearest neighbours",
     "few_shot": "Few labels",
     "geometry": "Geometry of the features",
+    "alignment": "Alignment and uniformity of two views",
+    "dense": "Alignment and uniformity of maps",
     "calibration": "Calibration of the linear classifier",
 }
 
@@ -88,7 +98,7 @@ def _of_section(
             run = names[card.content["run"]]
             if network == "trained":
                 found[run if several else "trained"] = result
-            elif network == "pixels":
+            elif network in ("pixels", "supervised"):
                 found.setdefault(network, result)
             else:
                 found[f"{run} {network}" if several else network] = result
@@ -122,6 +132,24 @@ def differences_table(comparisons: Sequence[Mapping[str, Any]], names: Mapping[s
     )
 
 
+def correlations_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Whether the losses order the runs as their accuracy does."""
+    return Table(
+        "Kendall's tau of L_a + L_u, each brought to [0, 1] over the runs, and accuracy, with its "
+        "95 % interval over runs; negative: runs of a smaller loss are better.",
+        ("losses of", "accuracy by", "runs", "tau"),
+        [
+            (
+                _TITLES[row["section"]],
+                row["by"],
+                str(row["runs"]),
+                with_interval(row["tau"], 1.0, 2),
+            )
+            for row in rows
+        ],
+    )
+
+
 def _fingerprint(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
     conditions = list(next(iter(found.values())))
     parts: list[Part] = [
@@ -146,11 +174,28 @@ def _fingerprint(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Par
             )
             for name in conditions
         ]
-        means = [percent(_none(mean_drop(rows, kind).value)) for kind in ("delta_a", "delta_u")]
+        means = [percent(_none(mean_drop(rows, kind))) for kind in ("delta_a", "delta_u")]
         table.append(("mean drop", "", means[0], "", means[1], ""))
         columns = ("condition", "accuracy %", "drop of it %", "U", "drop of U %", "cosine")
         parts.append(Table(f"{network}, with 95 % intervals over images", columns, table))
-    return parts
+    refitted = {
+        network: {name: row["refitted"] for name, row in rows.items() if "refitted" in row}
+        for network, rows in found.items()
+    }
+    return parts + [_refitted(network, rows) for network, rows in refitted.items() if rows]
+
+
+def _refitted(network: str, rows: Mapping[str, Any]) -> Table:
+    table = [
+        (name, with_interval(row["accuracy"]), with_interval(row["delta_a"]))
+        for name, row in rows.items()
+    ]
+    table.append(("mean drop", "", percent(_none(mean_drop(rows)))))
+    caption = (
+        f"{network}, the classifier fitted anew on training images under each condition; drops are "
+        "relative to the clean row above"
+    )
+    return Table(caption, ("condition", "accuracy %", "drop of it %"), table)
 
 
 def _linear(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
@@ -188,9 +233,9 @@ def _geometry(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
         (
             network,
             with_interval(result["uniformity"], 1.0, 3),
-            f"{result['classwise_uniformity']:.3f}",
-            f"{result['distance_within_classes']:.3f}",
-            "-" if (d := result["distance_between_classes"]) is None else f"{d:.3f}",
+            _number(result["classwise_uniformity"]),
+            _number(result["distance_within_classes"]),
+            _number(result["distance_between_classes"]),
             f"{result['rankme']:.1f} of {result['dimensions']}",
             f"{result['feature_std']:.3f}",
             f"{result['norm']['mean']:.3g}",
@@ -200,6 +245,38 @@ def _geometry(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
     columns = ("network", "U", "U in a class", "d in a class", "d between", "RankMe", "std", "norm")
     caption = "U = -log E exp(-2 d^2), larger is more even; d: mean squared distances"
     return [Table(_caption(card, caption), columns, rows)]
+
+
+def _alignment(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
+    rows = [
+        (network, *(with_interval(result[name], 1.0, 3) for name in ("l_a", "l_u", "sum")))
+        for network, result in found.items()
+    ]
+    caption = (
+        "L_a = E d^2 between two augmented views, L_u = log E exp(-2 d^2) between images; the "
+        "smaller the better"
+    )
+    return [Table(_caption(card, caption), ("network", "L_a", "L_u", "L_a + L_u"), rows)]
+
+
+def _dense(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
+    rows = [
+        (
+            network,
+            f"{result['layer']}, {counted(result['cells'], 'cell')}",
+            *(with_interval(result[name], 1.0, 3) for name in ("l_a", "l_u", "sum")),
+            _number(result["l_u_t1"]),
+        )
+        for network, result in found.items()
+    ]
+    images = next(iter(found.values()))["images"]
+    caption = (
+        "Over cells of the same index: L_a = minus the mean cosine of two augmented views, "
+        f"L_u = log E exp(-t d^2) between images, t = 2 and 1; {images:,} test images of "
+        f"{card.content['data']['name']}"
+    )
+    columns = ("network", "map", "L_a", "L_u", "L_a + L_u", "L_u, t = 1")
+    return [Table(caption, columns, rows)]
 
 
 def _calibration(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
@@ -231,6 +308,16 @@ def _about(card: Card) -> Part:
         f"on       {content['device_count']} x {content['device_kind']}; {versions}",
     )
     return Text("\n".join(lines), listing=True)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else _digits(value, 3)
+
+
+def _digits(value: float, count: int) -> str:
+    """So many digits after the point, and no minus before nothing."""
+    text = f"{value:.{count}f}"
+    return text if float(text) else text.removeprefix("-")
 
 
 def _none(value: float) -> float | None:

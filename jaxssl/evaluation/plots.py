@@ -12,9 +12,13 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 
 def fingerprint_plot(networks: Mapping[str, Rows]) -> matplotlib.figure.Figure:
-    """Accuracy and uniformity under each condition, with intervals, one colour a network."""
+    """Accuracy, uniformity and cosine under each condition, with intervals, one colour a network.
+
+    Hollow: the accuracy of a classifier that was fitted under the condition.
+    """
     names = list(next(iter(networks.values())))
-    figure = new_figure(8.5, 1.2 + 0.32 * len(names))
+    step = min(0.16, 0.8 / len(networks))
+    figure = new_figure(8.5, 1.2 + 0.36 * len(names))
     axes = figure.subplots(1, 3, sharey=True)
     kinds = (
         ("accuracy", "accuracy, %", 100.0),
@@ -23,39 +27,39 @@ def fingerprint_plot(networks: Mapping[str, Rows]) -> matplotlib.figure.Figure:
     )
     for axis, (kind, said, scale) in zip(axes, kinds, strict=True):
         for number, (network, rows) in enumerate(networks.items()):
-            places = np.arange(len(names)) + 0.16 * (number - (len(networks) - 1) / 2)
-            _dots(
-                axis,
-                places,
-                [rows.get(name, {}).get(kind) for name in names],
-                scale,
-                number,
-                network,
-            )
+            places = np.arange(len(names)) + step * (number - (len(networks) - 1) / 2)
+            known = [rows.get(name, {}) for name in names]
+            look = {"color": COLOURS[number % len(COLOURS)], "label": network}
+            _dots(axis, places, [row.get(kind) for row in known], scale, look)
+            anew = [row.get("refitted", {}).get(kind) for row in known]
+            _dots(axis, places, anew, scale, {**look, "label": "", "markerfacecolor": "none"})
         axis.set_xlabel(said)
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(np.arange(len(names)), names)
     axes[0].invert_yaxis()
     if len(networks) > 1:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
+        figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False
+        )
     return figure
 
 
 def _dots(
-    axis: Any, places: Any, cells: Sequence[Any], scale: float, number: int, label: str
+    axis: Any, places: Any, cells: Sequence[Any], scale: float, look: Mapping[str, Any]
 ) -> None:
     known = [(place, cell) for place, cell in zip(places, cells, strict=True) if cell]
+    if not known:
+        return
     values = scale * np.array([cell["value"] for _, cell in known], float)
     ends = scale * np.array([[cell["low"], cell["high"]] for _, cell in known], float).T
     axis.errorbar(
         values,
         [place for place, _ in known],
-        xerr=np.abs(ends - values) if len(known) else None,
+        xerr=np.abs(ends - values),
         fmt="o",
         markersize=4,
         linewidth=1.5,
-        color=COLOURS[number % len(COLOURS)],
-        label=label,
+        **look,
     )
 
 
@@ -78,7 +82,7 @@ def reliability_plot(
         )
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     if len(networks) > 1:
-        axis.legend()
+        axis.legend(frameon=False)  # whose ground is white, whatever the page's
     return figure
 
 

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxssl.corruptions.apply import setting_name
+from jaxssl.corruptions.apply import corruption_group, setting_name
 from jaxssl.data.examples import Source, identity
 from jaxssl.data.sources import taken_from
-from jaxssl.data.splits import Splits
+from jaxssl.data.splits import Splits, corrupted
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.features import Batch
 from jaxssl.evaluation.frozen import make_test_view
@@ -131,23 +131,32 @@ def with_data(
 
 
 class Opening:
-    """The splits of a run, each opened once, under any corruption.
+    """The splits of a run, each read once, under any corruption.
 
     Args:
       config: of the run, see `with_data`.
       settings: see `jaxssl.evaluation.probe.default_config`.
       sources: splits that Python code brings.
+      own: the run's splits under its own corruption, where they are open already.
 
     Raises:
       UserError: if a setting does not suit.
     """
 
     def __init__(
-        self, config: ConfigDict, settings: ConfigDict, sources: Mapping[str, Source] | None
+        self,
+        config: ConfigDict,
+        settings: ConfigDict,
+        sources: Mapping[str, Source] | None,
+        own: Splits | None = None,
     ) -> None:
-        self.config = _cut(config, settings, sources)
-        self._sources = sources
-        self._splits: dict[str, tuple[Splits, ConfigDict, Callable[[Batch], jax.Array]]] = {}
+        self.config = config = _cut(config, settings, sources)
+        self._size = config.views.global_crops.size
+        plain = own if config.corruption.name == "none" else None
+        self._plain = plain or Splits(config.data, corruption_group(), self._size, sources)
+        self._own = own
+        self._parts: dict[tuple[str, str], Part] = {}
+        self._views: dict[str, Callable[[Batch], jax.Array]] = {}
 
     def part(self, split: str, corruption: ConfigDict | None = None) -> Part:
         """A split; with ``corruption`` in place of the run's own.
@@ -156,19 +165,37 @@ class Opening:
           UserError: if there is no such split, or its images do not suit the corruption.
         """
         group = self.config.corruption if corruption is None else corruption
-        name = json.dumps(group.to_dict(), sort_keys=True)
-        if name not in self._splits:
-            config = self.config.copy_and_resolve_references()
-            config.corruption = group
-            size = config.views.global_crops.size
-            splits = Splits(config.data, group, size, self._sources)
-            self._splits[name] = splits, config, make_test_view(config)
-        splits, config, view = self._splits[name]
-        setting = {
-            "size": config.views.global_crops.size,
-            **{key: config[key].to_dict() for key in ("corruption", "normalize", "randbit")},
-        }
-        return Part(splits[split], view, setting)
+        name = _name_of(group)
+        if (split, name) not in self._parts:
+            config = self.under(group)
+            keys = ("corruption", "normalize", "randbit")
+            setting = {"size": self._size, **{key: config[key].to_dict() for key in keys}}
+            source = self._source(split, group)
+            self._parts[split, name] = Part(source, self._view(config), setting)
+        return self._parts[split, name]
+
+    def under(self, corruption: ConfigDict) -> ConfigDict:
+        """The run's config with another corruption."""
+        config = self.config.copy_and_resolve_references()
+        config.corruption = corruption
+        return config
+
+    def _source(self, split: str, group: ConfigDict) -> Source:
+        if self._own is not None and _name_of(group) == _name_of(self.config.corruption):
+            return self._own[split]
+        return corrupted(self._plain[split], group, self._size)
+
+    def _view(self, config: ConfigDict) -> Callable[[Batch], jax.Array]:
+        # What is done on the host is no part of the view: one compilation serves all of that.
+        late = config.corruption.order == "aug_corrupt"
+        name = _name_of(config.corruption) if late else ""
+        if name not in self._views:
+            self._views[name] = make_test_view(config)
+        return self._views[name]
+
+
+def _name_of(corruption: ConfigDict) -> str:
+    return json.dumps(corruption.to_dict(), sort_keys=True)
 
 
 def open_splits(

@@ -32,6 +32,7 @@ class TrainState:
       params: every ``nnx.Param`` of the method.
       rest: every other variable: BatchNorm statistics, teacher, queue ...
       optimizer: the optimizer's state.
+      online: what is trained beside the method, see `jaxssl.training.online`; None: nothing.
     """
 
     # Not annotated as arrays: JAX also builds trees of shapes and shardings with this class.
@@ -39,6 +40,7 @@ class TrainState:
     params: Any
     rest: Any
     optimizer: Any
+    online: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The training step: views, embeddings, loss, gradient, update, as one pure function."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -179,7 +180,7 @@ def make_epoch_hook(
         key = step_key(hyper["init_seed"], Purpose.EPOCH, epoch)
         method.on_epoch(epoch, key, schedules.at(hyper, state.step))
         _, params, rest = split(method)
-        return TrainState(state.step, params, rest, state.optimizer)
+        return dataclasses.replace(state, params=params, rest=rest)
 
     return jax.jit(
         on_mesh(hook, mesh),
@@ -206,7 +207,7 @@ def make_fill(
         method = merge(blueprint.graph, state.params, state.rest)
         method.fill(embeddings, views)
         _, params, rest = split(method)
-        return TrainState(state.step, params, rest, state.optimizer)
+        return dataclasses.replace(state, params=params, rest=rest)
 
     whole, rows = replicated(mesh), sharded(mesh)
     return jax.jit(

@@ -17,7 +17,7 @@ from jaxssl.corruptions import CORRUPTIONS, global_shuffle
 from jaxssl.corruptions.apply import Corruptor
 from jaxssl.errors import UserError
 from jaxssl.evaluation.frozen import make_test_view
-from jaxssl.pretrain import policy_of, resolve
+from jaxssl.plan import policy_of, resolve
 from jaxssl.randomness import Split
 from jaxssl.ranges import ANY
 from jaxssl.training.schedules import Schedules, check_hyper

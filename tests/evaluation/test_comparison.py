@@ -23,19 +23,23 @@ def card(name, accuracy, *, seed=0, rate=0.1, luck=None, index=None, labels=None
     predictions.add("trained", "linear lbfgs", np.where(luck < accuracy, labels, labels + 1))
     config = ConfigDict({"seed": seed, "init_seed": seed, "data_seed": seed, "rate": rate})
     config.run, config.evals = ConfigDict(), ConfigDict()
-    return Card({"run": name}, predictions, config, as_path("unused", "--run"), {})
+    return Card({"run": name, "sections": {}}, predictions, config, as_path("unused", "--run"), {})
+
+
+def differing(cards):
+    return compare(cards).differences
 
 
 def test_two_runs_are_compared_image_by_image():
     luck = np.random.default_rng(0).random(IMAGES)
-    (row,) = compare([card("a", 0.8, luck=luck), card("b", 0.7, rate=0.2, luck=luck)])
+    (row,) = differing([card("a", 0.8, luck=luck), card("b", 0.7, rate=0.2, luck=luck)])
     first, second = ((luck < share).mean() for share in (0.8, 0.7))
     assert row["accuracy"] == [first, second]
     assert row["difference"]["value"] == pytest.approx(second - first)
     assert row["difference"]["high"] < 0
     assert row["p_value"] < 1e-6
     # Of images with a luck of their own the same difference is hardly one.
-    (apart,) = compare([card("a", 0.8), card("b", 0.7, rate=0.2, luck=luck)])
+    (apart,) = differing([card("a", 0.8), card("b", 0.7, rate=0.2, luck=luck)])
     paired, unpaired = (
         one["difference"]["high"] - one["difference"]["low"] for one in (row, apart)
     )
@@ -48,7 +52,7 @@ def test_runs_that_differ_in_their_seeds_alone_are_one_group():
         [card(f"{name}{s}", share, seed=s, rate=rate, luck=lucks[s]) for s in order]
         for name, share, rate, order in (("a", 0.8, 0.1, range(4)), ("b", 0.75, 0.2, (3, 1, 0, 2)))
     ]
-    (row,) = compare([groups[0][0], *groups[1], *groups[0][1:]])
+    (row,) = differing([groups[0][0], *groups[1], *groups[0][1:]])
     assert row["first"] == ["a0", "a1", "a2", "a3"]
     assert row["seeds"] == 4
     # Paired by seed, whatever the order on the command line.

@@ -6,10 +6,13 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import Run, config_for
 
+from configs.common import schedule
+from configs.quickstart import get_config as quickstart
 from jaxssl.data.sources import load
 from jaxssl.distributed import data_mesh
 from jaxssl.errors import UserError
@@ -18,12 +21,14 @@ from jaxssl.evaluation.frozen import (
     check_layer,
     fresh_method,
     make_cropped_view,
+    make_pair_views,
     make_test_view,
     raw_pixels,
     restored_method,
 )
 from jaxssl.methods import Spec
-from jaxssl.pretrain import resolve
+from jaxssl.plan import make_spec, policy_of, resolve
+from jaxssl.training.state import traced_scalars
 
 OLD = pathlib.Path(__file__).parent.parent / "old_runs" / "format1"
 EXPECTED = json.loads((OLD / "expected.json").read_text())
@@ -156,3 +161,40 @@ def test_features_are_those_of_each_image_in_order():
     )
     assert (first == again).all()
     assert np.abs(first - later).max() > 0.1
+
+
+def pair_images(config, seed, batch):
+    spec = make_spec(config, load(config.data, "train"), policy_of(config))
+    return [jax.jit(view)(batch) for view in make_pair_views(config, spec, seed)]
+
+
+@pytest.mark.parametrize("policy", ["multi_view", "overlap"])
+def test_pair_views_are_the_policys_own_under_another_seed(policy):
+    config = resolve(quickstart(f"batch=64,width=4,size=8,epochs=4,policy={policy}"))
+    batch = load(config.data, "test").gather(np.arange(12))
+    found = pair_images(config, 7, batch)
+    hyper = {**traced_scalars(config), "data_seed": jnp.uint32(7)}
+    made = jax.jit(policy_of(config))(batch, hyper).images
+    for ours, policys in zip(found, made, strict=True):
+        np.testing.assert_allclose(ours, policys, atol=1e-6)
+    assert np.abs(found[0] - found[1]).max() > 0.1
+    assert np.abs(found[0] - pair_images(config, 8, batch)[0]).max() > 0.1
+
+
+def test_a_pair_is_of_the_end_of_the_schedules_and_of_two_global_crops():
+    config = resolve(quickstart("batch=64,width=4,size=8,epochs=4,policy=overlap"))
+    batch = load(config.data, "test").gather(np.arange(12))
+    expected = pair_images(config, 0, batch)
+    with config.unlocked():
+        end = config.hyper.overlap
+        del config.hyper["overlap"]  # a number, which a schedule does not fit
+        config.hyper.overlap = schedule(0.9, shape="linear", end=end)
+    for ours, wanted in zip(pair_images(config, 0, batch), expected, strict=True):
+        np.testing.assert_allclose(ours, wanted, atol=1e-5)
+    config = resolve(quickstart("batch=64,width=4,size=8,epochs=4"))
+    expected = pair_images(config, 0, batch)
+    with config.unlocked():
+        config.views.global_crops.count = 1  # as of MAE, and with what DINO has besides
+        config.views.local_crops = {**config.views.global_crops, "size": 6, "count": 2}
+    for ours, wanted in zip(pair_images(config, 0, batch), expected, strict=True):
+        np.testing.assert_allclose(ours, wanted, atol=1e-6)

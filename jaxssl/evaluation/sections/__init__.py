@@ -10,7 +10,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxssl.evaluation.fits import Probed
+from jaxssl.evaluation.sections.alignment import alignment
 from jaxssl.evaluation.sections.calibration import calibration
+from jaxssl.evaluation.sections.dense import dense
 from jaxssl.evaluation.sections.few_shot import few_shot
 from jaxssl.evaluation.sections.geometry import geometry
 from jaxssl.evaluation.sections.knn import knn
@@ -24,6 +26,8 @@ SECTIONS: Mapping[str, Section] = {
     "knn": knn,
     "few_shot": few_shot,
     "geometry": geometry,
+    "alignment": alignment,
+    "dense": dense,
     "calibration": calibration,
 }
 FINGERPRINT = "fingerprint"

@@ -3,17 +3,16 @@
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from jaxssl.evaluation.fits import Probed
 from jaxssl.evaluation.sections.predictions import Predictions, interval_json
 from jaxssl.metrics.collapse import feature_std
 from jaxssl.metrics.geometry import class_distances, classwise_uniformity, norms
-from jaxssl.metrics.paired import Interval
+from jaxssl.metrics.paired import Interval, influence_interval
 from jaxssl.metrics.rankme import rankme
 from jaxssl.metrics.uniformity import uniformity_per_image
-
-_Z = 1.959963984540054  # of 95 %
 
 
 def geometry(probed: Probed, settings: ConfigDict, predictions: Predictions) -> dict[str, Any]:
@@ -26,9 +25,9 @@ def geometry(probed: Probed, settings: ConfigDict, predictions: Predictions) -> 
     names = probed.names_of(within.classes)
     return {
         "uniformity": interval_json(uniformity_interval(features)),
-        "classwise_uniformity": float(np.nanmean(within.values)),
-        "distance_within_classes": float(np.nanmean(np.diagonal(distances))),
-        "distance_between_classes": float(apart.mean()) if len(apart) else None,
+        "classwise_uniformity": _mean_of_known(within.values),
+        "distance_within_classes": _mean_of_known(np.diagonal(distances)),
+        "distance_between_classes": _mean_of_known(apart),
         "rankme": float(rankme(features)),
         "dimensions": features.shape[1],
         "feature_std": float(feature_std(features)),
@@ -40,11 +39,16 @@ def geometry(probed: Probed, settings: ConfigDict, predictions: Predictions) -> 
     }
 
 
+def _mean_of_known(values: Float[np.ndarray, " k"]) -> float | None:
+    """Over the classes that have the measure: one of a single image has no pair."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
+
+
 def uniformity_interval(features: np.ndarray) -> Interval:
     """Uniformity and its interval over images, by the normal law of its influences."""
     value, influence = uniformity_per_image(features)
-    half = _Z * float(np.std(influence)) / np.sqrt(len(features))
-    return Interval(float(value), float(value) - half, float(value) + half)
+    return influence_interval(float(value), np.asarray(influence))
 
 
 def uniformity_drop(clean: np.ndarray, corrupted: np.ndarray) -> Interval:
@@ -58,6 +62,4 @@ def uniformity_drop(clean: np.ndarray, corrupted: np.ndarray) -> Interval:
     if not u:
         return Interval(float("nan"), float("nan"), float("nan"))
     influence = u_c / u**2 * np.asarray(of_clean) - np.asarray(of_corrupted) / u
-    half = _Z * float(np.std(influence)) / np.sqrt(len(clean))
-    drop = (u - u_c) / u
-    return Interval(drop, drop - half, drop + half)
+    return influence_interval((u - u_c) / u, influence)
