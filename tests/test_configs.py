@@ -35,6 +35,7 @@ SMALL = {
     "densecl": "size=16,queue=32",
     "digit_on_image": "base=digits,digits=digits,digit_size=2,image_size=8,size=16",
     "mae": "size=16,depth=2",
+    "mnist": "dataset=digits,image_size=8,size=16",
     "moco_v2": "queue=32,size=16",
     "multi_digits": "digits=digits,canvas=32,sizes=8,evaluation_size=8,size=16",
     "randbit": "dataset=digits,image_size=8,size=16",
