@@ -14,16 +14,17 @@ sys.path.append(str(BENCHMARKS))
 import learning  # noqa: E402
 from test_configs import read  # noqa: E402
 
-from configs.pretrain.mnist import ROWS  # noqa: E402
+from configs.pretrain.mnist import OF_THEIR_OWN, ROWS  # noqa: E402
 from jaxssl.augment.policies import recipes  # noqa: E402
 from jaxssl.errors import UserError  # noqa: E402
 from jaxssl.methods import METHODS, Spec  # noqa: E402
-from jaxssl.pretrain import resolve  # noqa: E402
+from jaxssl.plan import resolve  # noqa: E402
 from jaxssl.training.state import Blueprint  # noqa: E402
 
 
 def test_every_method_has_a_row():
     assert set(ROWS) == set(METHODS)
+    assert set(OF_THEIR_OWN) <= set(METHODS)
 
 
 @pytest.mark.parametrize("method", ROWS)

@@ -6,8 +6,8 @@
 Recipe: 10,000 images, the net, crops and Adam of the MNIST experiments of arXiv:2011.02803
 (configs/pretrain/randbit.py); a step has 128 images and the rate falls by a cosine. The method's
 part and its numbers are those of the first preset of its recipe in configs/pretrain/, with heads
-of 256 at most, which is twice what the net gives; what a row of `ROWS` changes beside says why. MAE
-has a ViT of 4 blocks of width 64.
+of 256 at most, which is twice what the net gives; what a row of `OF_THEIR_OWN` changes
+beside says why. MAE has a ViT of 4 blocks of width 64.
 Cost: see docs/benchmarks.md.
 Expected: the table of docs/benchmarks.md, which benchmarks/learning.py makes.
 
@@ -16,8 +16,8 @@ size (views, pixels), width, policy (of the views).
 """
 
 import dataclasses
+import importlib
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -32,26 +32,6 @@ from configs.common import (
     view_policy,
     vit_group,
 )
-from configs.pretrain import (
-    align_uniform,
-    barlow_twins,
-    byol,
-    deepcluster_v2,
-    dense_contrastive,
-    densecl,
-    dino,
-    generalized_contrastive,
-    mae,
-    moco_v2,
-    moco_v3,
-    simclr,
-    simsiam,
-    supcon,
-    supervised,
-    swav,
-    vae,
-    vicreg,
-)
 from jaxssl.augment.augmentation import Augmentation
 from jaxssl.errors import UserError
 from jaxssl.methods import METHODS
@@ -64,14 +44,14 @@ class Row:
     """How a method is trained here.
 
     Attributes:
-      recipe: of the method.
+      recipe: of the method; "": the one of its name.
       arguments: of the recipe.
       changed: leaves of the config that differ from the recipe's and from the other methods'.
       layer: what a probe should look at.
       epochs: length of a run, unless it is given.
     """
 
-    recipe: ModuleType
+    recipe: str = ""
     arguments: str = ""
     changed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     layer: str = "pooled"
@@ -93,29 +73,22 @@ SMALL_MAE = {
     "normalize.std": (0.3081,),
     "hyper.learning_rate.warmup_epochs": 0.5,  # a twentieth of ten epochs, as its recipe has
 }
-ROWS = {
-    "align_uniform": Row(align_uniform),
-    "barlow_twins": Row(barlow_twins),
-    "byol": Row(byol),
+DENSE = "dense_contrastive"
+OF_THEIR_OWN = {
     # As many centroids as leave 100 images each.
-    "deepcluster_v2": Row(deepcluster_v2, "centroids=100"),
+    "deepcluster_v2": Row(arguments="centroids=100"),
     # The dense loss alone, which reaches the maps and not the dense layer behind them.
-    "dense_align_uniform": Row(dense_contrastive, "objective=align_uniform", layer="stage3"),
-    "dense_contrastive": Row(dense_contrastive, layer="stage3"),
-    "densecl": Row(densecl, QUEUE, GROUPS),
-    "dino": Row(dino, changed={"method.num_prototypes": 256}),
-    "generalized_contrastive": Row(generalized_contrastive),
-    "mae": Row(mae, changed=SMALL_MAE, epochs=10.0),
-    "moco_v2": Row(moco_v2, QUEUE, GROUPS),
-    "moco_v3": Row(moco_v3),
-    "simclr": Row(simclr),
-    "simsiam": Row(simsiam),
-    "supcon": Row(supcon),
-    "supervised": Row(supervised),
-    "swav": Row(swav, changed={"method.num_prototypes": 100}),
-    "vae": Row(vae),
-    "vicreg": Row(vicreg),
+    "dense_align_uniform": Row(DENSE, "objective=align_uniform", layer="stage3"),
+    "dense_contrastive": Row(layer="stage3"),
+    "densecl": Row(arguments=QUEUE, changed=GROUPS),
+    # As few outputs as a head has here.
+    "dino": Row(changed={"method.num_prototypes": WIDEST}),
+    "mae": Row(changed=SMALL_MAE, epochs=10.0),
+    "moco_v2": Row(arguments=QUEUE, changed=GROUPS),
+    # As many as DeepCluster-v2's.
+    "swav": Row(changed={"method.num_prototypes": 100}),
 }
+ROWS = {name: OF_THEIR_OWN.get(name, Row()) for name in METHODS}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -166,7 +139,8 @@ def _of_the_recipe(row: Row, given: ConfigDict) -> ConfigDict:
     """The recipe's own config, its heads made narrower."""
     own = {"size": given.size, "epochs": given.epochs}
     pairs = [row.arguments, *(f"{key}={value}" for key, value in own.items())]
-    config = row.recipe.get_config(",".join(filter(None, pairs))).unlock()
+    recipe = importlib.import_module(f"configs.pretrain.{row.recipe or given.method}")
+    config = recipe.get_config(",".join(filter(None, pairs))).unlock()
     for name in {"head", "predictor", "dense_head"} & set(config.method):
         head = config.method[name]
         head.hidden_dim = min(head.hidden_dim, WIDEST)
