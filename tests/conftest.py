@@ -78,7 +78,10 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def nothing_left_traced():
     """Forgets what a file's tests traced: thousands of programs kept slow down each one after."""
+    option = "jax_disable_most_optimizations"
+    before = jax.config.read(option)
     yield
+    assert jax.config.read(option) == before, f"these tests leave {option} otherwise"
     jax.clear_caches()
     gc.collect()
 
