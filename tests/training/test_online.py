@@ -161,7 +161,8 @@ def reference(run, view, rate, momentum):
     weights = velocity = None
     for step in range(3):
         batch = run.batch(step)
-        images = view(batch, jnp.uint32(5), batch["epoch"])
+        on_device = jax.device_put(batch)
+        images = view(on_device, jnp.uint32(5), on_device["epoch"])
         x = np.float64(method.represent(images)["pooled"])
         x = np.concatenate([x, np.ones((len(x), 1))], axis=1)  # the bias
         truth = np.eye(10)[batch["targets"]["label"]]
