@@ -91,3 +91,12 @@ def warnings_logged(monkeypatch):
     said = []
     monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
     return said
+
+
+@pytest.fixture
+def thorough():
+    """Compilation as users have it, whatever the session's."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

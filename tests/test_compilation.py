@@ -10,15 +10,6 @@ from jaxssl.distributed import data_mesh, on_mesh
 
 
 @pytest.fixture
-def thorough():
-    """Compilation as users have it, whatever the session's."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture
 def asked_anew():
     known_cpu_options.cache_clear()
     yield

@@ -13,7 +13,8 @@ from jaxssl.distributed import data_mesh, global_batch, replicated, sharded
 from jaxssl.plan import policy_of
 from jaxssl.randomness import Purpose, Split, host_bits, permutation, sample_keys, step_key
 
-pytestmark = pytest.mark.shipped
+# Other processes take part, which compile as users do.
+pytestmark = [pytest.mark.shipped, pytest.mark.usefixtures("thorough")]
 GOLDEN_PERMUTATION = [0, 2, 5, 4, 6, 7, 3, 1]
 GOLDEN_KEY = [1459401769, 146763530]
 

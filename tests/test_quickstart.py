@@ -13,6 +13,8 @@ from jaxssl.plan import resolve
 from jaxssl.pretrain import pretrain
 from jaxssl.run_directory import config_differences
 
+# Hundreds of steps take longer than their compilation.
+pytestmark = pytest.mark.usefixtures("thorough")
 SEEDS = (0, 1, 2)
 
 
