@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -24,6 +25,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 )
 os.environ["JAXSSL_CACHE"] = ""  # what programs keep for their next start; tests start anew
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
+OPTION = "jax_disable_most_optimizations"
 PLAIN_CODE = " --xla_cpu_use_fusion_emitters=false"
 
 import jax  # noqa: E402
@@ -62,7 +64,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if "slow" in config.option.markexpr.replace("not slow", ""):
         return
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update(OPTION, True)
     # A flag that this version of XLA does not know would end the session.
     flags = os.environ["XLA_FLAGS"] + PLAIN_CODE
     known = subprocess.run(
@@ -78,10 +80,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def nothing_left_traced():
     """Forgets what a file's tests traced: thousands of programs kept slow down each one after."""
-    option = "jax_disable_most_optimizations"
-    before = jax.config.read(option)
+    before = jax.config.read(OPTION)
     yield
-    assert jax.config.read(option) == before, f"these tests leave {option} otherwise"
+    assert jax.config.read(OPTION) == before, f"these tests leave {OPTION} otherwise"
     jax.clear_caches()
     gc.collect()
 
@@ -96,7 +97,17 @@ def warnings_logged(monkeypatch):
 @pytest.fixture
 def thorough():
     """Compilation as users have it, whatever the session's."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
+    yield from _optimizing(True)
+
+
+@pytest.fixture
+def quickly_compiled():
+    """Compilation as `make test` has it, where it takes longer than what is compiled."""
+    yield from _optimizing(False)
+
+
+def _optimizing(fully: bool) -> Iterator[None]:
+    before = jax.config.read(OPTION)
+    jax.config.update(OPTION, not fully)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update(OPTION, before)

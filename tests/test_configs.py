@@ -94,6 +94,7 @@ TWO_STEPS = [
 ]
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("recipe", TWO_STEPS)
 def test_recipe_takes_two_steps(recipe, tmp_path):
     """On the recipe's own set, with a narrower net and a smaller batch."""
