@@ -19,6 +19,7 @@ from jaxssl.distributed import data_mesh, global_batch
 from jaxssl.training.state import traced_scalars
 from jaxssl.training.step import compile_step
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 EACH_METHOD = pytest.mark.parametrize(
     "method",
     [
