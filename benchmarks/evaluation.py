@@ -252,26 +252,12 @@ def command_of(name: str, folder: str, peer_python: str) -> list[str] | None:
 
 def contest(section: str, folder: str, peer_python: str, rounds: int) -> dict[str, dict]:
     """Prints and returns medians, and ratios to the first."""
-    servers = {}
+    commands = {}
     for name in CONTESTS[section]:
         if (command := command_of(name, folder, peer_python)) is None:
             continue
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        server = subprocess.Popen(command, stderr=subprocess.DEVNULL, **pipes)
-        while server.stdout.readline() != "ready\n":
-            if server.poll() is not None:
-                raise RuntimeError(f"{name} ended before it began: {' '.join(command)}")
-        servers[name] = server
-    times: dict[str, list[list[float]]] = {name: [] for name in servers}
-    for _ in range(rounds):
-        for name, server in servers.items():
-            server.stdin.write("\n")
-            server.stdin.flush()
-            times[name].append([float(word) for word in server.stdout.readline().split()])
-    for server in servers.values():
-        server.stdin.close()
-        server.wait()
-    return reported(section, times)
+        commands[name] = command
+    return reported(section, side_by_side.time_servers(commands, rounds))
 
 
 def reported(section: str, times: dict[str, list[list[float]]]) -> dict[str, dict]:

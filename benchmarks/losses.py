@@ -28,6 +28,7 @@ from importlib.machinery import ModuleSpec
 import jax
 import jax.numpy as jnp
 import numpy as np
+from side_by_side import time_servers
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from jaxssl import losses
@@ -302,26 +303,13 @@ def serve(section: str, size: int, name: str) -> None:
 
 def medians(section: str, size: int, rounds: int) -> dict[str, tuple[float, float]]:
     """Median wall and CPU milliseconds of each contestant, runs alternating."""
-    servers = {}
+    commands = {}
     for name, (module, _) in CONTESTS[section].items():
         if size > LARGEST.get(name, size) or (module is not None and not installed(module)):
             continue
         command = [sys.executable, __file__, "--serve", section, str(size), name]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        server = subprocess.Popen(command, stderr=subprocess.DEVNULL, **pipes)
-        while server.stdout.readline() != "ready\n":
-            if server.poll() is not None:
-                raise RuntimeError(f"{name} ended before it began: {' '.join(command)}")
-        servers[name] = server
-    times: dict[str, list[list[float]]] = {name: [] for name in servers}
-    for _ in range(rounds):
-        for name, server in servers.items():
-            server.stdin.write("\n")
-            server.stdin.flush()
-            times[name].append([float(word) for word in server.stdout.readline().split()])
-    for server in servers.values():
-        server.stdin.close()
-        server.wait()
+        commands[name] = command
+    times = time_servers(commands, rounds)
     return {
         name: (statistics.median(walls), statistics.median(processors))
         for name, (walls, processors) in ((n, zip(*rows, strict=True)) for n, rows in times.items())

@@ -27,6 +27,39 @@ def time_alternating(contestants: dict[str, Run], rounds: int, steps: int) -> di
     return times
 
 
+def time_servers(commands: dict[str, list[str]], rounds: int) -> dict[str, list[list[float]]]:
+    """What contestants in processes of their own print in each round, taking turns.
+
+    A command prints "ready" once it has warmed up, and then numbers for each line that it gets.
+
+    Raises:
+      RuntimeError: if one ends before it is ready.
+    """
+    servers = {}
+    for name, command in commands.items():
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        while server.stdout.readline() != "ready\n":
+            if server.poll() is not None:
+                raise RuntimeError(f"{name} ended before it began: {' '.join(command)}")
+        servers[name] = server
+    times: dict[str, list[list[float]]] = {name: [] for name in servers}
+    for _ in range(rounds):
+        for name, server in servers.items():
+            server.stdin.write("\n")
+            server.stdin.flush()
+            times[name].append([float(word) for word in server.stdout.readline().split()])
+    for server in servers.values():
+        server.stdin.close()
+        server.wait()
+    return times
+
+
 def summarise(times: dict, base: str, batch: int, flops: float, peak: float) -> dict[str, dict]:
     """One row a contestant.
 
