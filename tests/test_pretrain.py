@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from tiny import config_for
+from tiny import six_steps as short
 
 from jaxssl import distributed
 from jaxssl.compilation import known_cpu_options
@@ -25,22 +25,6 @@ from jaxssl.run_directory import claim, read_config, read_info
 HOUSE = pathlib.Path(__file__).parent.parent
 DATA = {"name": "some", "examples": 3}
 SPEC = {"num_examples": 3}
-
-
-def short(method="simclr", **changes):
-    config = config_for(method)
-    with config.unlocked():
-        config.update_from_flattened_dict(
-            {
-                "run.stop_step": 6,
-                "run.checkpoint_every_steps": 3,
-                "run.log_every_steps": 2,
-                "run.num_devices": 1,
-                "evals.knn.every": 0.0,
-            }
-            | changes
-        )
-    return config
 
 
 def test_an_evaluation_is_tried_before_training_also_where_xla_is_given_options(monkeypatch):

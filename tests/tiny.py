@@ -1,6 +1,7 @@
 """The smallest real runs: digits of 8x8 pixels, a net of a few thousand weights, each method."""
 
 import importlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,26 @@ def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> Conf
         if method == "dense_align_uniform":
             config.hyper.learning_rate.value = 0.02  # at more, rounding grows threefold a step
     return config.lock()
+
+
+def six_steps(method: str = "simclr", **changes: Any) -> ConfigDict:
+    """A run that stops after six steps, saved after three, on one device and without evaluations.
+
+    ``changes`` by the name of a setting, such as ``run.stop_step``.
+    """
+    config = config_for(method)
+    with config.unlocked():
+        config.update_from_flattened_dict(
+            {
+                "run.stop_step": 6,
+                "run.checkpoint_every_steps": 3,
+                "run.log_every_steps": 2,
+                "run.num_devices": 1,
+                "evals.knn.every": 0.0,
+            }
+            | changes
+        )
+    return config
 
 
 def use_small_crop(config: ConfigDict) -> None:

@@ -1,12 +1,13 @@
 """The classifier beside the method: what it computes, and that the method never hears of it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import Run, config_for
+from tiny import Run, config_for, six_steps
 
 from jaxssl.checkpoint import CheckpointReader
 from jaxssl.data.examples import array_source
@@ -23,20 +24,7 @@ ON = {"online.learning_rate": 0.1}
 EVALUATED = {"evals.online.every": 0.25, "evals.online.split": "test"}
 
 
-def short(method="simclr", **changes):
-    config = config_for(method)
-    with config.unlocked():
-        config.update_from_flattened_dict(
-            {
-                "run.stop_step": 6,
-                "run.checkpoint_every_steps": 3,
-                "run.log_every_steps": 1,
-                "run.num_devices": 1,
-                "evals.knn.every": 0.0,
-            }
-            | changes
-        )
-    return config
+short = functools.partial(six_steps, **{"run.log_every_steps": 1})
 
 
 def bytes_of(tree):
