@@ -34,7 +34,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 
 # Every annotated function of the package checks its arrays' shapes and dtypes while tests run.
 install_import_hook("jaxssl", "beartype.beartype")
@@ -56,6 +56,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Without their groups the tests of a file would make what they share in each process."""
+    gc.freeze()  # modules stay to the end, and every collection after a file would look them through
     grouped = getattr(session.config.option, "loadgroup", False)
     if grouped and not all("@" in item.nodeid for item in session.items):
         raise pytest.UsageError("pytest-xdist keeps no groups with this pytest")
@@ -65,6 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if "slow" in config.option.markexpr.replace("not slow", ""):
         return
     jax.config.update(OPTION, True)
+    os.environ[OPTION.upper()] = "true"  # of programs that the tests start
     # A flag that this version of XLA does not know would end the session.
     flags = os.environ["XLA_FLAGS"] + PLAIN_CODE
     known = subprocess.run(

@@ -22,8 +22,6 @@ from jaxssl.evaluation.card import ALL
 from jaxssl.losses import nt_xent
 from jaxssl.pretrain import pretrain
 
-# The programs that they are compared with compile as users do.
-pytestmark = pytest.mark.usefixtures("thorough")
 HOUSE = pathlib.Path(__file__).parent.parent
 SETTINGS = {
     "run.stop_step": 6,

@@ -13,7 +13,7 @@ from configs.common import from_epoch, vit_group
 from configs.quickstart import get_config as quickstart
 from jaxssl.data.pipeline import training_rows
 from jaxssl.data.sources import load
-from jaxssl.distributed import global_batch
+from jaxssl.distributed import global_batch, layout
 from jaxssl.methods import METHODS as KINDS
 from jaxssl.methods import Method
 from jaxssl.models import ENCODERS
@@ -131,9 +131,15 @@ class Run:
             learning_rate_scaling=self.config.optimizer.scaling,
         )
 
-    def start(self, mesh: Mesh) -> TrainState:
-        """The state before the first step, after what a method does before an epoch."""
-        state = self.blueprint.create(self.config.init_seed, mesh)
+    def start(self, mesh: Mesh, state: TrainState | None = None) -> TrainState:
+        """The state before the first step, after what a method does before an epoch.
+
+        ``state``: as it was created, if it was already, on whatever devices.
+        """
+        if state is None:
+            state = self.blueprint.create(self.config.init_seed, mesh)
+        # A copy, for what comes next may take its memory.
+        state = jax.device_put(state, layout(mesh, state), may_alias=False)
         hyper = traced_scalars(self.config)
         kind = KINDS[self.config.method.name]
         if kind.fill is not Method.fill:
@@ -165,4 +171,4 @@ class Run:
 
     def keys(self, step: int):
         """What the networks may draw from at a step."""
-        return embedding_keys(self.views(step), step, self.scalars(step))
+        return jax.jit(embedding_keys)(self.views(step), step, self.scalars(step))
