@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from quick_compilation import quick_jit
@@ -158,6 +159,43 @@ def test_the_encoders_work_falls_with_the_mask_ratio():
         assert embeddings["prediction"].shape == (BATCH, PATCHES, 4)
     # 12 patches and a class token against 4 and one.
     assert flops[0.75] < 5 / 13 * 1.05 * flops[0.25]
+
+
+@pytest.mark.slow
+def test_it_learns_what_the_seen_patches_tell_of_the_hidden():
+    """Images whose rows of patches have one value each, of variance 1.
+
+    A hidden patch of a row of which another is seen can be predicted, and no other: with 4 of 16
+    seen, all but C(12, 4) / C(15, 4) = .36 of them. What knows the place alone has a loss of 1.
+    """
+    config = config_for("mae").unlock()
+    config.encoder.update(width=16, positions="sincos", kernel_init="xavier_uniform")
+    config.method.decoder.width = 16
+    config.method.normalize_target = False
+    run = Run(config)
+    values = np.random.default_rng(0).normal(size=(BATCH, 4))
+    values = (values - values.mean(0)) / values.std(0)
+    images = jnp.float32(np.tile(np.repeat(values, 2, axis=1)[:, :, None, None], (1, 1, 8, 1)))
+    views = dataclasses.replace(run.views(0), images=(images,))
+    method = build_method(run.config.method, run.config.encoder, run.blueprint.spec, 0)
+    graph, params, rest = nnx.split(method, nnx.Param, ...)
+    adam = optax.adam(1e-2)
+
+    def loss_of(params, epoch):
+        drawn = dataclasses.replace(views, epoch=jnp.full_like(views.epoch, epoch))
+        method = nnx.merge(graph, params, rest)
+        embeddings = method.embed(drawn, embedding_keys(drawn, 0, run.scalars()))
+        return method.objective(embeddings, drawn, KEY, run.scalars())[0]
+
+    def step(carried, epoch):
+        params, moments = carried
+        loss, slope = jax.value_and_grad(loss_of)(params, epoch)
+        change, moments = adam.update(slope, moments)
+        return (optax.apply_updates(params, change), moments), loss
+
+    train = quick_jit(lambda carried: jax.lax.scan(step, carried, jnp.arange(300)))
+    _, losses = train((params, adam.init(params)))
+    assert losses[-50:].mean() < 0.7
 
 
 def test_what_cannot_be_masked_is_refused():
