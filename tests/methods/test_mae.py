@@ -15,6 +15,7 @@ from configs.common import convn_group
 from jaxssl.distributed import data_mesh
 from jaxssl.errors import UserError
 from jaxssl.methods import build_method
+from jaxssl.methods.mae import random_order
 from jaxssl.models.decoders import PatchDecoder
 from jaxssl.models.vit import sincos_positions
 from jaxssl.training.state import merge
@@ -159,6 +160,21 @@ def test_the_encoders_work_falls_with_the_mask_ratio():
         assert embeddings["prediction"].shape == (BATCH, PATCHES, 4)
     # 12 patches and a class token against 4 and one.
     assert flops[0.75] < 5 / 13 * 1.05 * flops[0.25]
+
+
+def test_the_decoder_is_told_where_each_patch_was(mae, monkeypatch):
+    run, method, _ = mae
+    told = []
+
+    def decode(self, tokens, restore, grid):
+        told.append(np.asarray(restore))
+        return jnp.zeros((*restore.shape, 4))
+
+    monkeypatch.setattr(PatchDecoder, "__call__", decode)
+    keys = embedding_keys(run.views(0), 0, run.scalars())
+    method.embed(run.views(0), keys)
+    order = np.asarray(random_order(keys.sample, PATCHES))
+    assert (np.take_along_axis(order, told[0], axis=1) == np.arange(PATCHES)).all()
 
 
 @pytest.mark.slow
