@@ -7,6 +7,8 @@ import signal
 import pytest
 from kill_and_resume import finish, killed_runs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
@@ -25,12 +27,12 @@ def undisturbed(tmp_path_factory):
     ("method", "number", "kills"),
     [
         ("simclr", signal.SIGKILL, 2),
-        pytest.param("moco_v2", signal.SIGKILL, 5, marks=pytest.mark.slow),
-        pytest.param("dino", signal.SIGKILL, 2, marks=pytest.mark.slow),
-        pytest.param("swav", signal.SIGKILL, 2, marks=pytest.mark.slow),
-        pytest.param("deepcluster_v2", signal.SIGKILL, 2, marks=pytest.mark.slow),
-        pytest.param("simclr", signal.SIGTERM, 2, marks=pytest.mark.slow),
-        pytest.param("simclr", signal.SIGINT, 1, marks=pytest.mark.slow),
+        ("moco_v2", signal.SIGKILL, 5),
+        ("dino", signal.SIGKILL, 2),
+        ("swav", signal.SIGKILL, 2),
+        ("deepcluster_v2", signal.SIGKILL, 2),
+        ("simclr", signal.SIGTERM, 2),
+        ("simclr", signal.SIGINT, 1),
     ],
 )
 def test_killed_runs_end_bit_identical(method, number, kills, undisturbed, tmp_path):

@@ -73,6 +73,7 @@ def run_pair(program: str, *arguments: object, timeout: float = 300) -> subproce
     )
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_and_resume(tmp_path):
     pair, parts, single = tmp_path / "pair", tmp_path / "parts", tmp_path / "single"
     done = run_pair(PROGRAM, pair, parts)
