@@ -17,7 +17,8 @@ batch of an epoch out.
 
 ``--out`` is written after each run; runs that it has already are not repeated. ``--peer-python``:
 an interpreter with torch, torchvision and lightly; without it ours runs alone. ``--cifar10``: root
-of TFDS; the quickstart's digits come with scikit-learn.
+of TFDS; the quickstart's digits come with scikit-learn, and fill the image here (``canvas=8``):
+lightly has no set that places them anew in each epoch.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def recipe(case: str, images: int, epochs: float) -> Any:
     from configs.pretrain import simclr
 
     if case == "quickstart":
-        config = quickstart.get_config(f"epochs={epochs}" if epochs else None)
+        config = quickstart.get_config("canvas=8" + (f",epochs={epochs}" if epochs else ""))
     else:
         width = case.removeprefix("width")
         config = simclr.get_config(f"batch=128,width={width},epochs={epochs or 4.0}")

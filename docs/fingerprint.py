@@ -3,7 +3,7 @@
     make quickstart
     python -m jaxssl.pretrain --config configs/quickstart.py:method=supervised --workdir runs/labels
     python -m jaxssl.evaluate --run runs/quickstart --supervised runs/labels
-    python docs/fingerprint.py runs/quickstart/evaluations/evaluate-758-*/card.json
+    python docs/fingerprint.py runs/quickstart/evaluations/evaluate-2527-*/card.json
 
 The card's page has the same plot in the colours of the reader's theme.
 """

@@ -1,6 +1,6 @@
 """Pictures of a page as a browser shows it: light and dark, wide and as wide as a telephone.
 
-    make look PAGE=runs/quickstart/evaluations/evaluate-750/card.html [OUT=looks]
+    make look PAGE=runs/quickstart/evaluations/evaluate-2527/card.html [OUT=looks]
 
 Needs Chromium, or a browser of its kind named by ``BROWSER``. Nothing here judges the pictures:
 somebody is to look at them.

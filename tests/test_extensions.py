@@ -57,7 +57,7 @@ def in_folder(folder, *arguments, status=0):
 
 def test_the_page_is_trained_and_probed_from_its_own_folder(elsewhere):
     folder, (trained, probed) = elsewhere
-    assert "pretraining mine:Spread on digits" in trained
+    assert "pretraining mine:Spread on multi_digits" in trained
     assert "Top-1 on 360 test images" in probed
     info, own = read_info(folder / "runs" / "mine"), folder / "mine.py"
     assert set(info["extensions"]) == {"method.name", "encoder.name", "corruption.name"}

@@ -44,7 +44,7 @@ def source_of(channels: int, targets: dict | None = None):
 
 @pytest.fixture
 def config() -> ConfigDict:
-    config = get_config("size=8").copy_and_resolve_references()
+    config = get_config("canvas=8,size=8").copy_and_resolve_references()
     config.unlock()
     config.views.global_crops.flip_p = 0.5
     return config
@@ -266,7 +266,7 @@ def test_refusals(config, arguments, sentence):
 
 def test_program_writes(tmp_path, capsys):
     out = tmp_path / "gallery.png"
-    config = get_config("size=8").copy_and_resolve_references()
+    config = get_config("canvas=8,size=8").copy_and_resolve_references()
     values = {"config": config, "images": 2, "split": "pretrain", "epoch": 0, "sweep": None}
     unchecked(_main)(types.SimpleNamespace(out=str(out), **values))
     said = capsys.readouterr().out.splitlines()

@@ -1,11 +1,14 @@
-"""The quickstart's claim: what it learns shows, for every seed.
+"""The quickstart's claim: what it learns shows, in every column of the probe and for every seed.
 
-The margins are those that the README states; a shorter and smaller form is tested always.
+The margins are far above the spread over seeds; the README's table has what was measured. A shorter
+and narrower form is tested always.
 """
 
+import numpy as np
 import pytest
 
 from configs.quickstart import get_config
+from jaxssl.data.sources import load
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.linear_probe import linear_probe
@@ -16,39 +19,62 @@ from jaxssl.run_directory import config_differences
 # Hundreds of steps take longer than their compilation.
 pytestmark = pytest.mark.usefixtures("thorough")
 SEEDS = (0, 1, 2)
+# Points ahead of the better of the untrained encoder and of raw pixels.
+MARGINS = {"lbfgs": 0.45, "lbfgs_few": 0.30, "knn": 0.04, "sgd": 0.45}
 
 
-def margins(workdir, arguments: str) -> dict[str, float]:
-    """How far the trained encoder is ahead of the same one untrained: top-1 on the test split."""
+def ahead(workdir, arguments: str, sgd_epochs: int) -> dict[str, dict[str, float]]:
+    """How far the trained encoder is ahead of each baseline: top-1 on the test split."""
     config = get_config(arguments)
     with config.unlocked():
         config.run.num_devices = 1
         config.evals.knn.every = 0.0
     pretrain(config, workdir)
     settings = probe.default_config()
-    settings.sgd.epochs = 0
+    settings.sgd.epochs = sgd_epochs
     results = linear_probe(workdir, None, settings, baselines=True)[0]["results"]
-    trained, untrained = results["trained"], results["untrained"]
-    ahead = {fit: trained[fit]["top1"] - untrained[fit]["top1"] for fit in ("lbfgs", "lbfgs_few")}
-    return ahead | {"knn": trained["knn"] - untrained["knn"], "top1": trained["lbfgs"]["top1"]}
+    top1 = {
+        name: {fit: found if fit == "knn" else found["top1"] for fit, found in fits.items()}
+        for name, fits in results.items()
+    }
+    trained = top1.pop("trained")
+    print(trained, top1)
+    return {
+        name: {fit: trained[fit] - other for fit, other in fits.items()}
+        for name, fits in top1.items()
+    }
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_short_form(seed, tmp_path):
-    """8x8 views, half the width, a third of the epochs."""
-    ahead = margins(tmp_path / "run", f"size=8,width=16,epochs=50,seed={seed}")
-    print(ahead)
-    assert ahead["lbfgs_few"] >= 0.12
+def test_short_form(tmp_path):
+    """A smaller canvas, half the width, fewer epochs, one seed.
+
+    Without crops, or at a temperature that levels all similarities, nothing is gained.
+    """
+    gains = ahead(tmp_path / "run", "canvas=12,size=12,width=16,epochs=30", 0)
+    assert gains["untrained"]["lbfgs"] >= 0.25
+    assert gains["untrained"]["lbfgs_few"] >= 0.12
+    assert gains["pixels"]["lbfgs"] >= 0.25
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_full_claim(seed, tmp_path):
-    ahead = margins(tmp_path / "run", f"seed={seed}")
-    print(ahead)
-    assert ahead["lbfgs_few"] >= 0.10
-    assert ahead["lbfgs"] >= 0.03
-    assert ahead["top1"] >= 0.92  # .939 to .961 measured; of 360 images one is .003
+    gains = ahead(tmp_path / "run", f"seed={seed}", probe.default_config().sgd.epochs)
+    assert set(gains) == {"untrained", "pixels"}
+    for name, fits in gains.items():
+        assert set(fits) == set(MARGINS)
+        for fit, margin in MARGINS.items():
+            assert fits[fit] >= margin, (name, fit)
+
+
+def test_a_canvas_of_eight_pixels_holds_the_digits_as_they_are():
+    plain, placed = (load(get_config(text).data, "pretrain") for text in ("canvas=8", "canvas=9"))
+    rows, start = np.arange(200), np.zeros(200, np.int64)
+    for source, fixed, side in ((plain, True, 8), (placed, False, 9)):
+        first, second = (source.gather(rows, start + epoch) for epoch in (0, 1))
+        assert first["image"].shape == (200, side, side, 1)
+        assert (first["image"] == second["image"]).all() == fixed
+        assert set(first["targets"]) >= {"label"}
 
 
 def test_the_yardstick_with_labels_differs_in_the_method_alone():

@@ -29,7 +29,7 @@ METHODS = ("moco_v2", "simclr", "supervised")  # that there were then
 
 def recipe_of_today(method):
     """What these runs were started with, in the words of today's recipes."""
-    config = quickstart("batch=64,width=4,size=8,epochs=4")
+    config = quickstart("batch=64,width=4,canvas=8,size=8,epochs=4")
     recipe = RECIPES[method].get_config()
     with config.unlocked():
         config.method = recipe.method
@@ -157,7 +157,7 @@ def test_names_of_a_state_in_each_format():
 
 
 def small_config_of_then(method):
-    config = quickstart("batch=64,width=4,size=8,epochs=4")
+    config = quickstart("batch=64,width=4,canvas=8,size=8,epochs=4")
     recipe = RECIPES[method].get_config()
     with config.unlocked():
         config.method = recipe.method

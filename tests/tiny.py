@@ -36,7 +36,7 @@ ENCODERS["any_size"] = AnySize
 
 def config_for(method: str, dtype: str = "float32", epochs: float = 4.0) -> ConfigDict:
     """A shipped recipe's method on the quickstart's data, views and encoder, all of them small."""
-    config = quickstart(f"batch={BATCH},width=4,size=8,epochs={epochs}")
+    config = quickstart(f"batch={BATCH},width=4,canvas=8,size=8,epochs={epochs}")
     recipe = RECIPES[method].get_config(ARGUMENTS.get(method))
     with config.unlocked():
         config.method = recipe.method

@@ -14,6 +14,7 @@ import PIL.Image
 from jaxtyping import Int, UInt, UInt8
 from numpy.lib.stride_tricks import sliding_window_view
 
+from jaxssl.data import digests
 from jaxssl.data.examples import ArraySource, Batch, Rows, Source, SourceFields
 from jaxssl.data.passes import in_memory
 from jaxssl.errors import UserError, choose
@@ -181,11 +182,16 @@ class MultiDigits(SourceFields):
         presence = np.zeros((len(rows), self.digit_classes), np.int32)
         np.put_along_axis(presence, slots, 1, axis=1)
         sizes = np.full((len(rows), 2), self.canvas, np.int32)
-        return self._batch(rows, epochs, images, sizes, {"presence": presence, "slots": slots})
+        targets = {"presence": presence, "slots": slots}
+        if count == 1:
+            targets["label"] = slots[:, 0]
+        return self._batch(rows, epochs, images, sizes, targets)
 
     def fingerprint(self) -> dict[str, str]:
         """See `Source.fingerprint`; of the digits."""
-        return self.digits.fingerprint()
+        # A run of one digit that began before it had a label goes on: no number of classes.
+        classes = digests.of_json([None, self.class_names])
+        return {**self.digits.fingerprint(), "classes": classes}
 
 
 def multi_digits(
@@ -217,8 +223,8 @@ def multi_digits(
 
     Returns:
       As many items as ``base`` has, under its positions. Targets: ``presence`` int32 [B,K], 1 for
-      each class that is on the canvas; ``slots`` int32 [B,S], the class in each slot. There is no
-      ``label``, so `num_classes` is None; K is ``digit_classes``.
+      each class that is on the canvas; ``slots`` int32 [B,S], the class in each slot; of one digit
+      also ``label`` int32 [B]. Several have none, and `num_classes` None; K is ``digit_classes``.
 
     Raises:
       UserError: if the digits do not fit, or ``base`` is not as above.
@@ -243,7 +249,7 @@ def multi_digits(
     slots = tuple(sizes) * (count // len(sizes))
     return MultiDigits(
         name=f"{count} of {base.name} on {canvas}x{canvas}",
-        num_classes=None,
+        num_classes=classes if count == 1 else None,
         class_names=base.class_names,
         original_size=base.original_size,
         image_shape=(canvas, canvas, 1),

@@ -20,6 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.common import data_group
+from jaxssl.data import digests
+from jaxssl.data.examples import identity
 from jaxssl.data.multi_digits import single_digit
 from jaxssl.data.sources import load
 from jaxssl.errors import UserError
@@ -83,6 +85,8 @@ def test_images_and_targets_are_those_of_the_draws(
     np.testing.assert_array_equal(batch["image"][0, :, :, 0], image)
     assert batch["targets"]["slots"][0].tolist() == labels
     assert np.flatnonzero(batch["targets"]["presence"][0]).tolist() == sorted(set(labels))
+    assert batch["targets"].get("label", np.array([])).tolist() == (labels if count == 1 else [])
+    assert source.num_classes == (10 if count == 1 else None)
 
 
 def test_random_corners_are_uniform_over_all_that_fit():
@@ -147,6 +151,11 @@ def test_max_and_clipped_sum():
         base = squares(examples=146).take(np.array([145]))
         source = canvases(base, count=2, sizes=(4,), combine=combine, canvas=4)
         assert (source.gather(np.arange(1))["image"] == expected).all()
+
+
+def test_a_run_of_one_digit_that_began_before_it_had_a_label_goes_on(digits):
+    one = canvases(digits, count=1)
+    assert identity(one)["classes_sha256"] == digests.of_json([None, digits.class_names])
 
 
 def test_threads_that_resize_the_same_digits_at_once_agree(digits):

@@ -170,7 +170,7 @@ def pair_images(config, seed, batch):
 
 @pytest.mark.parametrize("policy", ["multi_view", "overlap"])
 def test_pair_views_are_the_policys_own_under_another_seed(policy):
-    config = resolve(quickstart(f"batch=64,width=4,size=8,epochs=4,policy={policy}"))
+    config = resolve(quickstart(f"batch=64,width=4,canvas=8,size=8,epochs=4,policy={policy}"))
     batch = load(config.data, "test").gather(np.arange(12))
     found = pair_images(config, 7, batch)
     hyper = {**traced_scalars(config), "data_seed": jnp.uint32(7)}
@@ -182,7 +182,7 @@ def test_pair_views_are_the_policys_own_under_another_seed(policy):
 
 
 def test_a_pair_is_of_the_end_of_the_schedules_and_of_two_global_crops():
-    config = resolve(quickstart("batch=64,width=4,size=8,epochs=4,policy=overlap"))
+    config = resolve(quickstart("batch=64,width=4,canvas=8,size=8,epochs=4,policy=overlap"))
     batch = load(config.data, "test").gather(np.arange(12))
     expected = pair_images(config, 0, batch)
     with config.unlocked():
@@ -191,7 +191,7 @@ def test_a_pair_is_of_the_end_of_the_schedules_and_of_two_global_crops():
         config.hyper.overlap = schedule(0.9, shape="linear", end=end)
     for ours, wanted in zip(pair_images(config, 0, batch), expected, strict=True):
         np.testing.assert_allclose(ours, wanted, atol=1e-5)
-    config = resolve(quickstart("batch=64,width=4,size=8,epochs=4"))
+    config = resolve(quickstart("batch=64,width=4,canvas=8,size=8,epochs=4"))
     expected = pair_images(config, 0, batch)
     with config.unlocked():
         config.views.global_crops.count = 1  # as of MAE, and with what DINO has besides
