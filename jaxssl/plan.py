@@ -24,7 +24,7 @@ from jaxssl.augment.policies import (
     recipes,
 )
 from jaxssl.data.examples import Source, abstract_batch, identity_differences
-from jaxssl.data.pipeline import Batches, check_distinct, repeats, train_batches
+from jaxssl.data.pipeline import Batches, check_distinct, drawn_anew, repeats, train_batches
 from jaxssl.data.sources import check_view_size
 from jaxssl.data.splits import Splits
 from jaxssl.data.summary import describe
@@ -117,7 +117,7 @@ class Plan:
         ]
         steps = self.blueprint.spec.total_steps
         found = repeats(len(self.source), config.batch_size, config.data_seed, steps)
-        if found.batches:
+        if found.batches and not drawn_anew(self.source):
             lines.append(found.in_words(steps))
         return [*lines, *(f"note: {sentence}" for sentence in self.lacking)]
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 os.environ["JAXSSL_CACHE"] = ""  # what programs keep for their next start; tests start anew
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 OPTION = "jax_disable_most_optimizations"
+SECONDS_TO_TRACE_MUCH = 5.0  # forgetting takes half a second itself
 PLAIN_CODE = " --xla_cpu_use_fusion_emitters=false"
 
 import jax  # noqa: E402
@@ -82,11 +84,12 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def nothing_left_traced():
     """Forgets what a file's tests traced: thousands of programs kept slow down each one after."""
-    before = jax.config.read(OPTION)
+    before, begun = jax.config.read(OPTION), time.monotonic()
     yield
     assert jax.config.read(OPTION) == before, f"these tests leave {OPTION} otherwise"
-    jax.clear_caches()
-    gc.collect()
+    if time.monotonic() - begun > SECONDS_TO_TRACE_MUCH:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def test_a_program_takes_the_package_s_recipe_beside_a_foreign_configs_folder(tm
     )
     assert (done.returncode, done.stderr) == (
         2,
-        "error: config argument epochs='x' is not float: give one such as epochs=150.0.\n",
+        "error: config argument epochs='x' is not float: give one such as epochs=250.0.\n",
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs.quickstart import get_config
+from jaxssl.data.pipeline import drawn_anew
 from jaxssl.data.sources import load
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
@@ -75,6 +76,8 @@ def test_a_canvas_of_eight_pixels_holds_the_digits_as_they_are():
         assert first["image"].shape == (200, side, side, 1)
         assert (first["image"] == second["image"]).all() == fixed
         assert set(first["targets"]) >= {"label"}
+        # What is composed anew each epoch holds no image twice where two epochs meet in a batch.
+        assert drawn_anew(source) != fixed
 
 
 def test_the_yardstick_with_labels_differs_in_the_method_alone():

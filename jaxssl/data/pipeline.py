@@ -99,6 +99,13 @@ class Repeats(NamedTuple):
         )
 
 
+def drawn_anew(source: Source) -> bool:
+    """Whether rows of a set hold other images in another epoch, as composed ones do."""
+    rows = np.arange(min(len(source), 4))
+    first, second = (source.gather(rows, np.full_like(rows, epoch)) for epoch in (0, 1))
+    return not np.array_equal(first["image"], second["image"])
+
+
 MAX_BORDERS = 100
 MAX_ROWS_PASSED = 10**7
 

@@ -27,7 +27,9 @@ TRANSPOSED = ("nt_xent", "cross_view", "supcon_inside", "align_uniform", "queue"
 TRANSPOSED += ("swd_few", "barlow", "sinkhorn", "prototypes", "reconstruction", "multi_crop")
 TRANSPOSED += ("dense_set_exact", "lejepa", "vicreg")
 TRANSPOSED += tuple(f"{name} in tiles" for name in ("nt_xent", "supcon_inside", "align_uniform"))
-FORMS = ("jit", "shard_map", "pmap", "outside_shard_map")
+OTHER_FORMS = ("pmap", "outside_shard_map")
+FORMS = ("jit", "shard_map", *OTHER_FORMS)
+SLOW = pytest.mark.slow
 
 
 def chosen_for(form):
@@ -36,7 +38,7 @@ def chosen_for(form):
     chosen = devices.cases(None) | {f"{name} in tiles": tiles[name] for name in TILED}
     if form is None:
         return devices.cases(None)
-    if form in ("pmap", "outside_shard_map"):
+    if form in OTHER_FORMS:
         return {name: chosen[name] for name in TRANSPOSED}
     return chosen
 
@@ -48,7 +50,9 @@ def results(form):
         return devices.run(form, 8, chosen_for(form), "float64")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=SLOW if form in OTHER_FORMS else ()) for form in FORMS]
+)
 def test_value_and_gradient_equal_one_device(form):
     for name in chosen_for(form):
         ours, our_gradient = results(form)[name]

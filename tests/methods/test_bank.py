@@ -88,6 +88,7 @@ def config(monkeypatch):
     return config
 
 
+@pytest.mark.slow
 def test_a_bank_is_filled_before_the_first_step_and_not_after_a_resume(config, tmp_path, capsys):
     whole = pretrain(config, tmp_path / "whole")
     assert "embedding 1,294 images once" in capsys.readouterr().out
