@@ -192,8 +192,8 @@ def _fingerprint_table(card: Card) -> Any:
         )
         for name in found["trained"]
     ]
-    columns = ("condition", *(f"{network} %" for network in found), "drop of trained %")
-    title = "Reliance fingerprint: top-1 and half the width of its 95 % interval over images"
+    columns = ("condition", *found, "drop")  # short, for a terminal of 80 columns
+    title = "Reliance fingerprint: top-1 in percent, its 95 % interval over images, drop of trained"
     return text_table(rows, columns, title)
 
 
