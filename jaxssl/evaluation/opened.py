@@ -162,7 +162,13 @@ def pair_of(opening: Opening, test: Part, settings: ConfigDict, spec: Spec) -> t
 
 
 def with_supervised(
-    opened: Opened, run: Path, settings: ConfigDict, data: ConfigDict, place: Place
+    opened: Opened,
+    run: Path,
+    settings: ConfigDict,
+    data: ConfigDict,
+    place: Place,
+    *,
+    store: FeatureStore,
 ) -> Opened:
     """Adds another run's network as ``supervised``, on the same images by its own test-time view.
 
@@ -172,11 +178,11 @@ def with_supervised(
       settings: see `jaxssl.evaluation.probe.default_config`.
       data: another labelled set, see `jaxssl.evaluation.probe_data.data_settings`.
       place: where the run's own data lie now.
+      store: where its features are kept.
 
     Raises:
       UserError: as `open_run`, or if its test images are not the same.
     """
-    store = FeatureStore(run / "evaluations" / "features")
     other = open_run(
         run, None, settings, False, None, data, place, reuse_classifiers=False, store=store
     )
