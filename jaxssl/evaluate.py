@@ -32,7 +32,7 @@ from jaxssl.evaluation import probe
 from jaxssl.evaluation.card import Card, Wanted, chosen_sections, make_card
 from jaxssl.evaluation.comparison import Comparison, compare
 from jaxssl.evaluation.frozen import read_spec
-from jaxssl.evaluation.opened import open_run, say, with_supervised
+from jaxssl.evaluation.opened import flags_asked, open_run, say, with_supervised
 from jaxssl.evaluation.pages import card_page, percent, plus_minus, run_names
 from jaxssl.evaluation.probe_data import Place, data_settings
 from jaxssl.evaluation.sections import FINGERPRINT
@@ -101,7 +101,8 @@ def evaluate(run: Path, step: int | None, asked: Asked) -> Card:
             store=_store(asked.supervised, asked),
         )
     say(f"evaluating {run}, step {opened.restored.step}: {', '.join(asked.wanted.sections)}")
-    card = make_card(opened, asked.wanted, asked.settings)
+    with flags_asked(asked.data):  # the files of a large set are decoded only now
+        card = make_card(opened, asked.wanted, asked.settings)
     print_card(card)  # first, for the directory may be read-only
     card.write(card_page([card]))
     say(f"card: {card.folder / 'card.html'}")

@@ -113,7 +113,7 @@ def open_run(
         own_flags = ("--data.data_dir" if data.name else "--data_dir", "--digits_dir")
         check_outside(run, "--run", config.data, own_flags)
     mesh = distributed.data_mesh()
-    with flags_of(None if data.name else _OWN_FLAGS):
+    with flags_asked(data):
         opening = Opening(config, settings, sources)
         parts = {name: opening.part(name) for name in ("train", "validation")}
         parts["test"] = part_to_test(opening, settings.test_corruption)
@@ -147,6 +147,11 @@ def open_run(
         for name, (network, layer) in _networks(restored, settings.layer, baselines, mesh).items()
     }
     return Opened(run, restored, opening, parts, own, probes, saved)
+
+
+def flags_asked(data: ConfigDict) -> contextlib.AbstractContextManager[None]:
+    """`flags_of` for what ``data`` names, the run's own data or another set."""
+    return flags_of(None if data.name else _OWN_FLAGS)
 
 
 def pair_of(opening: Opening, test: Part, settings: ConfigDict, spec: Spec) -> tuple[Part, Part]:

@@ -268,11 +268,13 @@ def _cut(
 
 
 _COMPOSED = ("compose.digits_dir", "compose.evaluation_size")  # that a program has a flag for
+_WHICH_SET = ("name", "data_dir")
+_OF_ANOTHER_SET = " (with --data.name and --data.data_dir, as of another set)"
 
 
 def _flag(key: str, own: Mapping[str, str] | None) -> str | None:
     """The flag for a key of the data group, see `flags_of`; None: there is none."""
-    if own is None:
+    if own is None or (key not in own and key not in _WHICH_SET):
         return f"--data.{key}" if key in data_settings() else None
     return own.get(key)
 
@@ -283,16 +285,21 @@ def flags_of(own: Mapping[str, str] | None) -> Iterator[None]:
 
     Args:
       own: flags by the key of ``config.data`` where the run's own data are read; None: another set
-        is, by ``--data.*``.
+        is, by ``--data.*``. For what has no flag of its own the same data may be named so too.
     """
     try:
         yield
     except UserError as error:
-        told = re.sub(
-            rf"(?:--config\.|(?<![\w./-]))data\.({'|'.join([*data_settings(), *_COMPOSED])})\b",
-            lambda found: _flag(found[1], own) or found[0],
-            str(error),
-        )
+        flags: list[str] = []
+
+        def flag(found: re.Match[str]) -> str:
+            flags.append(_flag(found[1], own) or found[0])
+            return flags[-1]
+
+        keys = "|".join([*data_settings(), *_COMPOSED])
+        told = re.sub(rf"(?:--config\.|(?<![\w./-]))data\.({keys})\b", flag, str(error))
+        if own is not None and any(name.startswith("--data.") for name in flags):
+            told = f"{told.removesuffix('.')}{_OF_ANOTHER_SET}{'.' * told.endswith('.')}"
         raise UserError(told) from error
 
 
