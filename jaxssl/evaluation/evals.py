@@ -126,7 +126,7 @@ def _knn(name: str, settings: ConfigDict, setting: Setting) -> Run:
     known_part, asked_part = (setting.opening.part(s) for s in ("train", settings.split))
     _check_labels(name, known_part.source)
     protocol = choose(f"evals.{name}.protocol", settings.protocol, PROTOCOLS)
-    check_neighbours(f"--config.evals.{name}.protocol", settings.protocol, len(known_part.source))
+    check_neighbours(f"--config.evals.{name}", settings.protocol, len(known_part.source))
     features = _features(name, settings.layer, setting, known_part)
 
     def knn(state: TrainState, check: Check) -> dict[str, float]:
@@ -345,12 +345,15 @@ def _embed(
     return embed
 
 
-def check_neighbours(flag: str, protocol: str, bank_size: int) -> None:
-    """Raises UserError unless so many training images serve a kNN protocol."""
-    asked = choose(flag, protocol, PROTOCOLS).k
+def check_neighbours(group: str, protocol: str, bank_size: int) -> None:
+    """Raises UserError unless so many training images serve the kNN protocol of ``group``."""
+    asked = choose(f"{group}.protocol", protocol, PROTOCOLS).k
     if asked > bank_size:
+        enough = [name for name, other in PROTOCOLS.items() if other.k <= bank_size]
+        remedy = (
+            f"{group}.protocol={enough[0]}, or {group}.every=0" if enough else f"{group}.every=0"
+        )
         raise UserError(
-            f"{flag}={protocol} asks for {counted(asked, 'neighbour')} of "
-            f"{counted(bank_size, 'training image')}: use more images, or a protocol with fewer "
-            f"neighbours, such as {flag}=dino."
+            f"{group}.protocol={protocol} asks for {counted(asked, 'neighbour')} of "
+            f"{counted(bank_size, 'training image')}: use more images, or give {remedy}."
         )
