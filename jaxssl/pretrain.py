@@ -28,7 +28,7 @@ from jaxssl.plan import (
     resolve,
     same_on_all,
 )
-from jaxssl.reporting import MetricWriter, Progress
+from jaxssl.reporting import MetricWriter, Progress, read_metrics
 from jaxssl.run_directory import (
     check_outside,
     claim,
@@ -102,6 +102,11 @@ def pretrain(
             for clause in changed:
                 say(f"computed otherwise than before: {clause}")
             note_resumption(workdir, config, content, plan.blueprint.spec.to_json(), start)
+        elif jax.process_index() == 0 and (rows := read_metrics(workdir)):
+            say(
+                f"{workdir} has no checkpoint: starting again from step 0, without the "
+                f"{counted(len(rows), 'row')} of metrics.jsonl up to step {rows[-1]['step']}"
+            )
         return _run(plan, config, workdir, state, restored, first, checkpoints, interruption)
 
 

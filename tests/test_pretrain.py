@@ -87,6 +87,17 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys):
     assert steps == ["3", "4.damaged", "6"]
 
 
+def test_a_run_without_its_checkpoints_says_that_it_starts_again(tmp_path, capsys, monkeypatch):
+    """Somebody may have deleted them to save room."""
+    monkeypatch.setattr("jaxssl.pretrain._run", lambda *given: given[3])
+    pretrain(short(), tmp_path / "run")
+    assert "starting again" not in capsys.readouterr().out
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
+    pretrain(short(), tmp_path / "run")
+    said = "has no checkpoint: starting again from step 0, without the 2 rows of metrics.jsonl up "
+    assert f"{said}to step 4\n" in capsys.readouterr().out
+
+
 def test_refuses_another_config_but_for_the_run_group(tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
