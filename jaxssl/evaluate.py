@@ -27,12 +27,13 @@ from ml_collections import ConfigDict
 
 from jaxssl import cli, distributed
 from jaxssl.checkpoint import CheckpointReader
+from jaxssl.distributed import say
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.evaluation.card import Card, Wanted, chosen_sections, make_card
 from jaxssl.evaluation.comparison import Comparison, compare
 from jaxssl.evaluation.frozen import read_spec
-from jaxssl.evaluation.opened import flags_asked, open_run, say, with_supervised
+from jaxssl.evaluation.opened import flags_asked, open_run, with_supervised
 from jaxssl.evaluation.pages import card_page, percent, plus_minus, run_names
 from jaxssl.evaluation.probe_data import Place, data_settings
 from jaxssl.evaluation.sections import FINGERPRINT

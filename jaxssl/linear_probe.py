@@ -21,11 +21,12 @@ from ml_collections import ConfigDict
 from jaxssl import cli, distributed
 from jaxssl.data.examples import Source
 from jaxssl.data.splits import Splits
+from jaxssl.distributed import say
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.evaluation.card import data_of, file_of, folder_of
 from jaxssl.evaluation.fits import Fitted, Probed
-from jaxssl.evaluation.opened import flags_asked, open_run, say
+from jaxssl.evaluation.opened import flags_asked, open_run
 from jaxssl.evaluation.probe_data import (
     FRACTIONS,
     WHERE_TRAINED,

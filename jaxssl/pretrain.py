@@ -18,6 +18,7 @@ from jaxssl import cli, distributed
 from jaxssl.checkpoint import Checkpoints
 from jaxssl.data.examples import Source, identity
 from jaxssl.data.splits import check_effects
+from jaxssl.distributed import say
 from jaxssl.interruption import Interruption
 from jaxssl.plan import (
     Plan,
@@ -203,12 +204,6 @@ def restore_or_create(
             say(f"the classifier beside the method begins at step {step}")
         return state, True
     return dataclasses.replace(plan.blueprint.create(init_seed, plan.mesh), online=fresh), False
-
-
-def say(text: str) -> None:
-    """One line for the user, from the first process."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
 
 
 def _main(values: flags.FlagValues) -> None:

@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -14,6 +13,7 @@ from jaxssl import distributed
 from jaxssl.data.examples import Source
 from jaxssl.data.sources import check_view_size, pretraining_split
 from jaxssl.data.splits import Splits
+from jaxssl.distributed import say
 from jaxssl.errors import UserError
 from jaxssl.evaluation.classifier import LinearClassifier
 from jaxssl.evaluation.conditions import CLEAN, Condition, conditions
@@ -278,9 +278,3 @@ def saved_classifiers(evaluations: Path) -> Saved:
 
     paths = distributed.agree("the saved classifiers", readable)
     return [(path, *LinearClassifier.load(path)) for path in (as_path(p, "--run") for p in paths)]
-
-
-def say(text: str) -> None:
-    """A line on the terminal, from the first process."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
