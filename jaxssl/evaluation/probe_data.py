@@ -304,7 +304,7 @@ def flags_of(own: Mapping[str, str] | None) -> Iterator[None]:
 
 
 def check_target(part: Part, target: str) -> None:
-    """Raises UserError unless a set has one class an image by that name."""
+    """Raises UserError unless a set has one class an image by that name, two in all."""
     targets = part.source.gather(np.zeros(1, np.int64))["targets"]
     fit = [name for name, values in targets.items() if values.shape == (1,)]
     if target not in fit:
@@ -312,6 +312,11 @@ def check_target(part: Part, target: str) -> None:
         raise UserError(
             f"{part.source.name} has no target {target!r} to probe: it has {held}; choose one by "
             "--probe.target, or a labelled set by --data.name."
+        )
+    if target == "label" and part.source.num_classes == 1:
+        raise UserError(
+            f"{part.source.name} has one class, so that every probe is right whatever the features "
+            "are: choose a set of two classes or more by --data.name."
         )
 
 
