@@ -248,8 +248,14 @@ def test_refuses_a_foreign_directory(tmp_path):
         ),
         ({"encoder.width": 0}, r"--config.encoder.width=0 must be at least 1"),
         ({"encoder.bn_groups": 3}, r"64 images cannot make 3 equal BatchNorm groups"),
-        ({"encoder.image_size": 20}, r"the encoder was built for images \[B, 20, 20, 1\]"),
-        ({"views.global_crops.size": 10}, r"built for images \[B, 8, 8, 1\], got"),
+        (
+            {"encoder.image_size": 20},
+            r"built for images \[B, 20, 20, 1\], got .*: give --config\.encoder\.image_size=8, or",
+        ),
+        (
+            {"views.global_crops.size": 10},
+            r"built for images \[B, 8, 8, 1\], got .* \(--config\.views\.global_crops\.size=8\)",
+        ),
         ({"method.head.num_layers": 0}, r"--config.method.head.num_layers=0 must be at least 1"),
         ({"epochs": float("inf")}, r"--config.epochs=inf must be"),
         ({"evals.knn.protocol": "imagenet"}, r"--config.evals.knn.protocol=imagenet is unknown"),
