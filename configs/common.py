@@ -17,7 +17,7 @@ def arguments(text: str | None, **defaults: Any) -> ConfigDict:
     """The arguments of ``file.py:key=value,...``, typed as their defaults are.
 
     Raises:
-      UserError: if a key is unknown or a value is not of its type.
+      UserError: if a key is unknown or given twice, or a value is not of its type.
     """
     result = ConfigDict(defaults)
     for key, value in _pairs(text):
@@ -37,9 +37,16 @@ def arguments(text: str | None, **defaults: Any) -> ConfigDict:
 
 
 def _pairs(text: str | None) -> list[tuple[str, str]]:
-    """The (key, value) of each ``key=value``."""
+    """The (key, value) of each ``key=value``; raises UserError if a key is there twice."""
     parts = [pair.partition("=") for pair in filter(None, (text or "").split(","))]
-    return [(key, value) for key, _, value in parts]
+    pairs = [(key, value) for key, _, value in parts]
+    for place, (key, value) in enumerate(pairs):
+        if key in dict(pairs[:place]):
+            raise UserError(
+                f"config argument {key} is given twice, as {dict(pairs[:place])[key]} and as "
+                f"{value}: leave one out."
+            )
+    return pairs
 
 
 # What every recipe with presets takes, besides ``preset`` and ``dataset``.
@@ -102,21 +109,6 @@ def from_preset(text: str | None, presets: Mapping[str, Preset], **more: Any) ->
     preset.fill(config, given)
     view_policy(config, given.policy)
     return config.lock()
-
-
-def integers(key: str, text: str) -> tuple[int, ...]:
-    """The whole numbers of an argument that joins them by +.
-
-    Raises:
-      UserError: if one is none.
-    """
-    try:
-        return tuple(int(part) for part in text.split("+"))
-    except ValueError:
-        raise UserError(
-            f"config argument {key}={text!r} is no list of whole numbers: join them by +, "
-            f"such as {key}=20+28."
-        ) from None
 
 
 def base_config() -> ConfigDict:

@@ -2,11 +2,13 @@
 
 import contextlib
 import difflib
+import functools
 import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import inspect
+import operator
 import os
 import pathlib
 import re
@@ -150,7 +152,20 @@ def _in_words(failure: Exception, argv: list[str], configs: Mapping[str, ConfigD
             f"--{group[1]} is a schedule: give --{group[1]}.value={group[2]}, and see "
             "jaxssl/training/schedules.py for its other fields."
         )
+    if group := re.search(r"flag --([\w.]+)=.* as a ConfigDict", said):
+        held = _group(group[1], configs)
+        first = "name" if "name" in held else next(iter(held), "KEY")
+        return UserError(
+            f"--{group[1]} is a group of settings and takes no value: give one of them, such as "
+            f"--{group[1]}.{first}=VALUE (it has {', '.join(held)})."
+        )
     return UserError(f"{said}: --helpfull lists the flags.")
+
+
+def _group(path: str, configs: Mapping[str, ConfigDict]) -> Mapping[str, Any]:
+    """The group that a flag names, which exists."""
+    name, *keys = path.split(".")
+    return functools.reduce(operator.getitem, keys, configs[name])
 
 
 def _make_importable(file: str) -> None:

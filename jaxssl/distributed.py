@@ -238,6 +238,12 @@ def _read(number: int, process: int, what: str) -> Any:
     return json.loads(text)
 
 
+def say(text: str) -> None:
+    """One line for the user, from the first process; it asks for the devices."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
 def data_mesh(num_devices: int = 0, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with one ``data`` axis over all devices, or over the first ``num_devices``.
 

@@ -52,6 +52,8 @@ from jaxssl.run_directory import check_outside, read_config, read_info
 from jaxssl.storage import Path, as_path, check_writable
 from jaxssl.words import counted
 
+_OWN_FLAGS = {"data_dir": "--data_dir", "compose.digits_dir": "--digits_dir"}
+
 
 def default_config() -> ConfigDict:
     """Settings of the program."""
@@ -195,9 +197,11 @@ def embed(
     Raises:
       UserError: for whatever the user can mend.
     """
-    source = distributed.all_can("the data", lambda: _opened(run, settings, data, place))
-    encoder = _encoder(run, step, settings.layer, "--embed.layer")
-    found = encoder.of(source, batch_size=min(settings.batch_size, len(source)))
+    with flags_of(None if data.name else _OWN_FLAGS):
+        source = distributed.all_can("the data", lambda: _opened(run, settings, data, place))
+        encoder = _encoder(run, step, settings.layer, "--embed.layer")
+        # Within, for files are decoded only now.
+        found = encoder.of(source, batch_size=min(settings.batch_size, len(source)))
     check_finite(found, "image", "--embed.layer")
     made: dict[str, Any] = {"features": found.features, "index": source.positions}
     if isinstance(source, FolderSource):
@@ -226,13 +230,10 @@ def _opened(run: Path, settings: ConfigDict, data: ConfigDict, place: Place) -> 
             "jaxssl.load from Python."
         )
     config = with_data(read_config(run), data, place, embed_data_settings())
-    with flags_of(
-        None if data.name else {"data_dir": "--data_dir", "compose.digits_dir": "--digits_dir"}
-    ):
-        split = pretraining_split(config.data) if settings.split == "pretrain" else settings.split
-        source = load(config.data, split, memory_limit_bytes=0)
-        if data.name:
-            check_view_size(source, config.views.global_crops.size)
+    split = pretraining_split(config.data) if settings.split == "pretrain" else settings.split
+    source = load(config.data, split, memory_limit_bytes=0)
+    if data.name:
+        check_view_size(source, config.views.global_crops.size)
     check_channels(info, source)
     return source
 

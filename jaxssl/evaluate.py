@@ -27,12 +27,13 @@ from ml_collections import ConfigDict
 
 from jaxssl import cli, distributed
 from jaxssl.checkpoint import CheckpointReader
+from jaxssl.distributed import say
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.evaluation.card import Card, Wanted, chosen_sections, make_card
 from jaxssl.evaluation.comparison import Comparison, compare
 from jaxssl.evaluation.frozen import read_spec
-from jaxssl.evaluation.opened import open_run, say, with_supervised
+from jaxssl.evaluation.opened import flags_asked, open_run, with_supervised
 from jaxssl.evaluation.pages import card_page, percent, plus_minus, run_names
 from jaxssl.evaluation.probe_data import Place, data_settings
 from jaxssl.evaluation.sections import FINGERPRINT
@@ -69,7 +70,7 @@ class Asked:
 
 
 def evaluate(run: Path, step: int | None, asked: Asked) -> Card:
-    """Evaluates one checkpoint, and writes its card.
+    """Evaluates one checkpoint, prints what it found, and writes its card.
 
     Args:
       run: directory of a pretraining run.
@@ -80,7 +81,6 @@ def evaluate(run: Path, step: int | None, asked: Asked) -> Card:
       UserError: for whatever the user can mend.
     """
     check_settings(asked.settings)
-    store = FeatureStore(run / "evaluations" / "features" if asked.keep_features else None)
     opened = open_run(
         run,
         step,
@@ -90,14 +90,28 @@ def evaluate(run: Path, step: int | None, asked: Asked) -> Card:
         asked.data,
         asked.place,
         reuse_classifiers=not asked.settings.refit,
-        store=store,
+        store=_store(run, asked),
     )
     if asked.supervised is not None:
-        opened = with_supervised(opened, asked.supervised, asked.settings, asked.data, asked.place)
+        opened = with_supervised(
+            opened,
+            asked.supervised,
+            asked.settings,
+            asked.data,
+            asked.place,
+            store=_store(asked.supervised, asked),
+        )
     say(f"evaluating {run}, step {opened.restored.step}: {', '.join(asked.wanted.sections)}")
-    card = make_card(opened, asked.wanted, asked.settings)
+    with flags_asked(asked.data):  # the files of a large set are decoded only now
+        card = make_card(opened, asked.wanted, asked.settings)
+    print_card(card)  # first, for the directory may be read-only
     card.write(card_page([card]))
+    say(f"card: {card.folder / 'card.html'}")
     return card
+
+
+def _store(run: Path, asked: Asked) -> FeatureStore:
+    return FeatureStore(run / "evaluations" / "features" if asked.keep_features else None)
 
 
 def watch(run: Path, asked: Asked) -> list[int]:
@@ -119,7 +133,7 @@ def watch(run: Path, asked: Asked) -> list[int]:
         steps = distributed.agree("the checkpoints to evaluate", checkpoints.steps)
         for step in (step for step in steps if step not in {*done, *gone}):
             try:
-                say(summary_line(evaluate(run, step, asked)))
+                evaluate(run, step, asked)
                 done.append(step)
             except UserError:
                 now = distributed.agree("the checkpoints that are left", checkpoints.steps)
@@ -155,13 +169,16 @@ def summary_line(card: Card) -> str:
     return "  ".join(parts)
 
 
-def print_cards(cards: Sequence[Card], comparison: Comparison) -> None:
-    """The tables that fit a terminal; the pages have the rest."""
+def print_card(card: Card) -> None:
+    """What of a card fits a terminal, from the first process; its page has the rest."""
+    say(summary_line(card))
+    if FINGERPRINT in card.content["sections"] and jax.process_index() == 0:
+        print_table(_fingerprint_table(card))
+
+
+def print_comparison(cards: Sequence[Card], comparison: Comparison) -> None:
+    """The tables that fit a terminal; the page has the rest."""
     names = run_names(cards)
-    for card in cards:
-        say(f"{names[card.content['run']]}: {summary_line(card)}")
-        if FINGERPRINT in card.content["sections"]:
-            print_table(_fingerprint_table(card))
     if comparison.differences:
         rows = [
             (
@@ -244,9 +261,7 @@ def _main(values: flags.FlagValues) -> None:
     cards = [evaluate(run, values.step, asked) for run in runs]
     comparison = compare(cards)
     if jax.process_index() == 0:
-        print_cards(cards, comparison)
-        for card in cards:
-            print(f"card: {card.folder / 'card.html'}")
+        print_comparison(cards, comparison)
         if len(cards) > 1:
             _write_comparison(out or cards[0].folder / "comparison", cards, comparison)
 

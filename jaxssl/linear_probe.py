@@ -21,11 +21,12 @@ from ml_collections import ConfigDict
 from jaxssl import cli, distributed
 from jaxssl.data.examples import Source
 from jaxssl.data.splits import Splits
+from jaxssl.distributed import say
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.evaluation.card import data_of, file_of, folder_of
 from jaxssl.evaluation.fits import Fitted, Probed
-from jaxssl.evaluation.opened import open_run, say
+from jaxssl.evaluation.opened import flags_asked, open_run
 from jaxssl.evaluation.probe_data import (
     FRACTIONS,
     WHERE_TRAINED,
@@ -131,9 +132,10 @@ def probe_run(
     protocol = protocol_of(restored.config, settings, len(parts["train"].source))
     before, digest = restored.network.encoder_digest(), restored.network.digest()
     results, fitted = {}, {}
-    for name, probed in opened.probes.items():
-        say(f"probing: {name}")
-        results[name], fitted[name] = probe_network(probed, protocol)
+    with flags_asked(data):  # the files of a large set are decoded only now
+        for name, probed in opened.probes.items():
+            say(f"probing: {name}")
+            results[name], fitted[name] = probe_network(probed, protocol)
     if digest != restored.network.digest():
         raise RuntimeError("probing changed the network: this is a bug, please report it.")
 

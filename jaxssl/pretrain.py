@@ -18,6 +18,7 @@ from jaxssl import cli, distributed
 from jaxssl.checkpoint import Checkpoints
 from jaxssl.data.examples import Source, identity
 from jaxssl.data.splits import check_effects
+from jaxssl.distributed import say
 from jaxssl.interruption import Interruption
 from jaxssl.plan import (
     Plan,
@@ -28,7 +29,7 @@ from jaxssl.plan import (
     resolve,
     same_on_all,
 )
-from jaxssl.reporting import MetricWriter, Progress
+from jaxssl.reporting import MetricWriter, Progress, read_metrics
 from jaxssl.run_directory import (
     check_outside,
     claim,
@@ -102,6 +103,11 @@ def pretrain(
             for clause in changed:
                 say(f"computed otherwise than before: {clause}")
             note_resumption(workdir, config, content, plan.blueprint.spec.to_json(), start)
+        elif jax.process_index() == 0 and (rows := read_metrics(workdir)):
+            say(
+                f"{workdir} has no checkpoint: starting again from step 0, without the "
+                f"{counted(len(rows), 'row')} of metrics.jsonl up to step {rows[-1]['step']}"
+            )
         return _run(plan, config, workdir, state, restored, first, checkpoints, interruption)
 
 
@@ -198,12 +204,6 @@ def restore_or_create(
             say(f"the classifier beside the method begins at step {step}")
         return state, True
     return dataclasses.replace(plan.blueprint.create(init_seed, plan.mesh), online=fresh), False
-
-
-def say(text: str) -> None:
-    """One line for the user, from the first process."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
 
 
 def _main(values: flags.FlagValues) -> None:

@@ -8,6 +8,7 @@ process 0 is shown; that of the others only if they fail. If one fails the rest 
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +28,9 @@ def free_port() -> int:
 
 def launch(count: int, command: list[str]) -> int:
     """Runs the job; returns the first non-zero exit status, or 0."""
+    if shutil.which(command[0]) is None:
+        sys.stderr.write(f"{command[0]} is no program here: give one that is on the PATH.\n")
+        return 127
     address = f"127.0.0.1:{free_port()}"
     processes, outputs = [], []
     try:
@@ -72,7 +76,7 @@ def stop(processes: list[subprocess.Popen]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or not sys.argv[1].isdecimal():
+    if len(sys.argv) < 3 or not sys.argv[1].isdecimal() or int(sys.argv[1]) < 1:
         sys.exit("usage: python launch/local.py COUNT COMMAND ...")
     try:
         sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))

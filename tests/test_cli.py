@@ -69,6 +69,11 @@ BAD = [
     (["--config", "configs/quickstart.py:size=big"], "size='big' is not int"),
     ([*QUICKSTART, "--config.hyper.tau=1"], "config.hyper has no 'tau'"),
     ([*QUICKSTART, "--config.seed=x"], "config.seed=x"),
+    (
+        [*QUICKSTART, "--config.method=byol"],
+        "takes no value: give one of them, such as --config.method.name=VALUE (it has head, name).",
+    ),
+    (["--config", "configs/quickstart.py:size=8,size=16"], "size is given twice, as 8 and as 16"),
     ([*QUICKSTART, "--wrong=1"], "Unknown command line flag 'wrong'"),
     ([], "config"),
     (

@@ -133,6 +133,9 @@ def test_a_folder_is_embedded_with_the_names_of_its_files(colour_run, tmp_path, 
     assert made["encoder_sha256"] == encoder.digest
     for name, vector in zip(made["files"], made["features"], strict=True):
         np.testing.assert_allclose(vector, encoder.features(pictures[name][None])[0], atol=1e-5)
+    (tmp_path / "b" / "c.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"it is empty\): .* out with --data\.unreadable=skip\.$"):
+        embed(colour_run, None, settings_with(), data)
     with pytest.raises(UserError, match=r"came from Python: name a set by --data.name"):
         embed(colour_run, None, settings_with(), data_with())
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import errno
 import html.parser
 import json
 import re
@@ -18,15 +19,17 @@ from jaxssl.corruptions.apply import Corruptor
 from jaxssl.data.examples import array_source
 from jaxssl.distributed import data_mesh
 from jaxssl.errors import UserError
-from jaxssl.evaluate import Asked, evaluate, print_cards, summary_line, watch
+from jaxssl.evaluate import Asked, evaluate, print_card, print_comparison, summary_line, watch
+from jaxssl.evaluation import opened as opened_runs
 from jaxssl.evaluation import probe
-from jaxssl.evaluation.card import ALL, Wanted, chosen_sections, flag_names, make_card
+from jaxssl.evaluation.card import ALL, Card, Wanted, chosen_sections, flag_names, make_card
 from jaxssl.evaluation.comparison import compare
 from jaxssl.evaluation.conditions import conditions
 from jaxssl.evaluation.opened import open_run
 from jaxssl.evaluation.pages import card_page
 from jaxssl.evaluation.probe_data import WHERE_TRAINED
 from jaxssl.evaluation.sections import Predictions
+from jaxssl.evaluation.store import FeatureStore
 from jaxssl.linear_probe import probe_run
 from jaxssl.randomness import Split
 
@@ -349,6 +352,36 @@ def test_the_run_is_left_as_it_was(run, card):
     assert all("/evaluations/evaluate-" in name for name in changed)
 
 
+def test_what_was_found_is_shown_before_it_is_written(run, card, capsys, monkeypatch):
+    """The directory may be read-only, or the disk full, after hours of work."""
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system", "evaluations")
+
+    monkeypatch.setattr(Card, "write", refuse)
+    with pytest.raises(OSError, match="Read-only"):
+        evaluate(run, None, asked(("knn",)))
+    accuracy = card.content["sections"]["knn"]["trained"]["as_is"]["dino"]
+    assert f"kNN dino {100 * accuracy:.1f} %" in capsys.readouterr().out
+
+
+def test_no_features_are_kept_of_either_run_if_none_are_wanted(run, tmp_path, monkeypatch):
+    other, folders = copied("supervised", tmp_path), []
+
+    class Noted(FeatureStore):
+        def __init__(self, folder):
+            super().__init__(folder)
+            folders.append(folder)
+
+    for module in (program, opened_runs):
+        monkeypatch.setattr(module, "FeatureStore", Noted)
+    monkeypatch.setattr(program, "make_card", lambda *_: pytest.fail("opened"))
+    wanted = dataclasses.replace(asked(("knn",), supervised=other), keep_features=False)
+    with pytest.raises(pytest.fail.Exception, match="opened"):
+        evaluate(run, None, wanted)
+    assert folders == [None, None]
+
+
 def test_features_are_computed_once(run, card, monkeypatch):
     from jaxssl.evaluation import fits
 
@@ -407,7 +440,8 @@ def test_two_runs_side_by_side(card, capsys):
     assert comparison.differences == []  # one group: the same config
     page = Page(card_page([card, card], comparison))
     assert page.tags.count("svg") == 3
-    print_cards([card], comparison)
+    print_card(card)
+    print_comparison([card, card], comparison)
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 120
     assert "global 4" in shown

@@ -14,13 +14,16 @@ import pytest
 from old_run import copied
 from tiny import config_for
 
+import jaxssl.evaluate
+import jaxssl.linear_probe
 from jaxssl.data import sources
 from jaxssl.data.examples import array_source
 from jaxssl.data.splits import Splits
 from jaxssl.distributed import check_launched, data_mesh
 from jaxssl.errors import UserError
+from jaxssl.evaluate import Asked, evaluate
 from jaxssl.evaluation import fits, probe
-from jaxssl.evaluation.card import settings_names
+from jaxssl.evaluation.card import Wanted, settings_names
 from jaxssl.evaluation.classifier import LinearClassifier
 from jaxssl.evaluation.features import extract
 from jaxssl.evaluation.frozen import make_test_view, restored_method
@@ -419,12 +422,34 @@ def test_what_a_probe_will_need_is_said_at_the_start_of_a_run(tmp_path):
         ("in /x/data.name: --config.data.name", None, "in /x/data.name: --data.name"),
         ("set --config.data.data_dir", {"data_dir": "--data_dir"}, "set --data_dir"),
         ("set --config.data.name", {"data_dir": "--data_dir"}, "set --config.data.name"),
+        (
+            "set --config.data.unreadable.",
+            {"data_dir": "--data_dir"},
+            "set --data.unreadable (with --data.name and --data.data_dir, as of another set).",
+        ),
     ],
 )
 def test_errors_name_the_flags_of_the_program(text, own, told):
     with pytest.raises(UserError) as caught, flags_of(own):
         raise UserError(text)
     assert str(caught.value) == told
+
+
+@pytest.mark.parametrize("name", ["", "digits"])
+def test_files_that_are_decoded_late_are_refused_by_the_same_flags(run, name, monkeypatch):
+    """Those of a set that does not fit into memory."""
+
+    def decode(*_):
+        raise UserError("x is broken: give --config.data.unreadable=skip.")
+
+    monkeypatch.setattr(jaxssl.linear_probe, "probe_network", decode)
+    monkeypatch.setattr(jaxssl.evaluate, "make_card", decode)
+    said = r"x is broken: give --data\.unreadable=skip" + (r"\.$" if name else r" \(with --data")
+    with pytest.raises(UserError, match=said):
+        probe_run(run, None, settings_with(), False, data=data_with(name=name))
+    asked = Asked(Wanted(("knn",)), settings_with(), data_with(name=name), Place(), False)
+    with pytest.raises(UserError, match=said):
+        evaluate(run, None, asked)
 
 
 def test_several_processes_that_were_not_told_of_each_other_are_refused(monkeypatch):

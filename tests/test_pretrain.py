@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from jaxssl.data.examples import array_source
 from jaxssl.data.splits import check_sources
 from jaxssl.errors import UserError
 from jaxssl.evaluation import evals, probe
+from jaxssl.evaluation.probe_data import Part, check_target
 from jaxssl.linear_probe import linear_probe
 from jaxssl.plan import check_letterbox, differing, make_plan, resolve
 from jaxssl.pretrain import pretrain
@@ -85,6 +87,33 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys):
     assert losses[0] == losses[1]
     steps = sorted(p.name for p in (workdir / "checkpoints").iterdir())
     assert steps == ["3", "4.damaged", "6"]
+
+
+def test_a_run_without_its_checkpoints_says_that_it_starts_again(tmp_path, capsys, monkeypatch):
+    """Somebody may have deleted them to save room."""
+    monkeypatch.setattr("jaxssl.pretrain._run", lambda *given: given[3])
+    pretrain(short(), tmp_path / "run")
+    assert "starting again" not in capsys.readouterr().out
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
+    pretrain(short(), tmp_path / "run")
+    said = "has no checkpoint: starting again from step 0, without the 2 rows of metrics.jsonl up "
+    assert f"{said}to step 4\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["evals.knn.every", "evals.linear.every", "online.learning_rate"])
+def test_what_tells_classes_apart_is_refused_of_one_class(flag, tmp_path):
+    """Its accuracy would be 100 %, and only that of geometry says something."""
+    images = np.zeros((64, 8, 8, 1), np.uint8)
+    sources = {
+        name: array_source("mine", split, images, {"label": np.zeros(64, np.int64)}, num_classes=1)
+        for name, split in (("train", Split.TRAIN), ("validation", Split.VALIDATION))
+    }
+    config = short(**{flag: 0.1})
+    with pytest.raises(UserError, match=rf"has one.*: give --config\.{re.escape(flag)}=0\.$"):
+        pretrain(config, tmp_path / "run", sources)
+    part = Part(sources["train"], lambda batch: batch["image"])
+    with pytest.raises(UserError, match="mine has one class, so that every probe is right"):
+        check_target(part, "label")
 
 
 def test_refuses_another_config_but_for_the_run_group(tmp_path):
@@ -219,8 +248,14 @@ def test_refuses_a_foreign_directory(tmp_path):
         ),
         ({"encoder.width": 0}, r"--config.encoder.width=0 must be at least 1"),
         ({"encoder.bn_groups": 3}, r"64 images cannot make 3 equal BatchNorm groups"),
-        ({"encoder.image_size": 20}, r"the encoder was built for images \[B, 20, 20, 1\]"),
-        ({"views.global_crops.size": 10}, r"built for images \[B, 8, 8, 1\], got"),
+        (
+            {"encoder.image_size": 20},
+            r"built for images \[B, 20, 20, 1\], got .*: give --config\.encoder\.image_size=8, or",
+        ),
+        (
+            {"views.global_crops.size": 10},
+            r"built for images \[B, 8, 8, 1\], got .* \(--config\.views\.global_crops\.size=8\)",
+        ),
         ({"method.head.num_layers": 0}, r"--config.method.head.num_layers=0 must be at least 1"),
         ({"epochs": float("inf")}, r"--config.epochs=inf must be"),
         ({"evals.knn.protocol": "imagenet"}, r"--config.evals.knn.protocol=imagenet is unknown"),

@@ -310,6 +310,18 @@ def test_a_failing_process_ends_the_job():
     assert done.returncode == 3
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["0", "true"], "usage: "), (["2", "no/such"], "no/such is no program here: ")],
+)
+def test_a_job_that_cannot_be_started_is_refused_in_one_line(arguments, said):
+    command = [sys.executable, "launch/local.py", *arguments]
+    done = subprocess.run(command, cwd=HOUSE, capture_output=True, text=True, timeout=30)
+    assert done.returncode != 0
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+
+
 REFUSES_IN_ONE = """
 import sys, time
 import jax

@@ -22,13 +22,13 @@ from ml_collections import ConfigDict
 from configs.common import (
     arguments,
     base_config,
-    integers,
     lars_group,
     simclr_group,
     view_group,
     view_policy,
 )
 from jaxssl.augment.augmentation import Augmentation
+from jaxssl.errors import UserError
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -55,7 +55,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     compose.digits = given.digits  # labelled set of one-channel images that digits are drawn from
     compose.canvas = given.canvas  # side of the image, pixels
     compose.count = given.count  # digits on a canvas, 1 to 16
-    compose.sizes = integers("sizes", given.sizes)  # pixels
+    compose.sizes = _integers("sizes", given.sizes)  # pixels
     compose.placement = given.placement  # "random" corners or cells of a "grid"
     compose.combine = "max"  # or "sum", clipped
     compose.evaluation_size = given.evaluation_size  # pixels of the one digit that is probed
@@ -72,3 +72,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.hyper.temperature = 0.2  # of the cosine similarities
     config.method = simclr_group(out_dim=64)
     return config.lock()
+
+
+def _integers(key: str, text: str) -> tuple[int, ...]:
+    """The whole numbers of an argument that joins them by +.
+
+    Raises:
+      UserError: if one is none.
+    """
+    try:
+        return tuple(int(part) for part in text.split("+"))
+    except ValueError:
+        raise UserError(
+            f"config argument {key}={text!r} is no list of whole numbers: join them by +, "
+            f"such as {key}=20+28."
+        ) from None

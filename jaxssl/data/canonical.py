@@ -171,7 +171,8 @@ def to_8_bits(values: np.ndarray, scale: Scale, where: str) -> UInt8[np.ndarray,
     if not scale:
         raise UserError(
             f"{where} has {values.dtype} values, which 8 bits a channel would clip: say by "
-            "--config.data.scale=(low,high) which values are to become 0 and 255."
+            "--config.data.scale=(low,high) which values are to become 0 and 255, if all images "
+            "have more than 8 bits, or else convert it to 8."
         )
     low, high = scale
     with np.errstate(over="ignore"):  # what becomes infinite is outside
@@ -187,7 +188,7 @@ def check_unscaled(scale: Scale, where: str) -> None:
     if scale:
         raise UserError(
             f"{where} has 8 bits a channel already, so --config.data.scale={scale} would change "
-            "nothing or too much: set it to ()."
+            "nothing or too much: set it to (), and convert any images of more bits to 8."
         )
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -149,6 +149,9 @@ def _parsed(path: pathlib.Path, modified: int, size: int) -> Annotations:
 
 
 def _annotations(content: dict[str, Any], path: pathlib.Path) -> Annotations:
+    for key, one in (("categories", "category"), ("images", "image")):
+        for place, entry in enumerate(content[key]):
+            _check_entry(entry, one, place, path)
     kinds = [{**kind, "name": composed(kind["name"])} for kind in content["categories"]]
     categories = _unique(kinds, "id", "name", "categories", path)
     _unique(kinds, "name", "id", "categories", path)
@@ -222,6 +225,33 @@ def _relative(image: Mapping[str, Any], path: pathlib.Path) -> str:
             "folder of the images."
         )
     return name
+
+
+_FIELDS = {
+    "category": {"id": "ids", "name": "texts"},
+    "image": {"id": "ids", "file_name": "texts", "height": "sizes", "width": "sizes"},
+}
+_IS_ONE: Mapping[str, Callable[[Any], bool]] = {
+    "ids": lambda value: isinstance(value, int | str) and not isinstance(value, bool),
+    "texts": lambda value: isinstance(value, str),
+    "sizes": lambda value: isinstance(value, int) or (isinstance(value, float) and value % 1 == 0),
+}
+
+
+def _check_entry(entry: Any, one: str, place: int, path: pathlib.Path) -> None:
+    """Refuses an image or a category whose fields are not there or not of their kind."""
+    fields = _FIELDS[one]
+    wrong = [
+        name
+        for name, kind in fields.items()
+        if not isinstance(entry, dict) or name not in entry or not _IS_ONE[kind](entry[name])
+    ]
+    if wrong:
+        raise UserError(
+            f"{path} has one {one}, number {place} of the list, whose {wrong[0]} is "
+            f"missing or of another kind ({str(entry)[:80]}): it must have {', '.join(fields)}; "
+            "ids are whole numbers or texts, heights and widths whole numbers."
+        )
 
 
 def _check_form(annotation: Any, place: int, path: pathlib.Path) -> None:

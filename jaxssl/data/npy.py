@@ -164,9 +164,7 @@ def _mapped(path: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def _loaded(path: str, modified: int) -> np.ndarray:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        raise ValueError("it holds several arrays")
+    array = np.lib.format.open_memmap(path, mode="r")  # np.load would take .npz too
     if not array.size:
         raise ValueError(f"its shape is {list(array.shape)}")
     return array

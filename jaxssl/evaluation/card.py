@@ -11,10 +11,11 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxssl.corruptions.apply import setting_name
+from jaxssl.distributed import say
 from jaxssl.errors import UserError, choose
 from jaxssl.evaluation.conditions import Condition
 from jaxssl.evaluation.fits import Fitted
-from jaxssl.evaluation.opened import Opened, say, suitable_conditions
+from jaxssl.evaluation.opened import Opened, suitable_conditions
 from jaxssl.evaluation.probe import AS_TRAINED, default_config
 from jaxssl.evaluation.probe_data import FRACTIONS, Part, data_digest, file_name
 from jaxssl.evaluation.sections import FINGERPRINT, SECTIONS, Predictions

@@ -114,19 +114,24 @@ def steps_of(epochs: int | float, images: int, batch_size: int) -> fractions.Fra
     return fractions.Fraction(str(epochs)) * images / batch_size
 
 
-def _check_labels(name: str, source: Source) -> None:
+def _check_labels(name: str, source: Source, section: str) -> None:
     if source.num_classes is None:
         raise UserError(
             f"the evaluation {name} needs labels but the data set has none: give "
+            f"--config.evals.{name}.every=0."
+        )
+    if source.num_classes < 2 and section not in _OF_EACH_CLASS:
+        raise UserError(
+            f"the evaluation {name} tells classes apart and the data set has one: give "
             f"--config.evals.{name}.every=0."
         )
 
 
 def _knn(name: str, settings: ConfigDict, setting: Setting) -> Run:
     known_part, asked_part = (setting.opening.part(s) for s in ("train", settings.split))
-    _check_labels(name, known_part.source)
+    _check_labels(name, known_part.source, settings.section)
     protocol = choose(f"evals.{name}.protocol", settings.protocol, PROTOCOLS)
-    check_neighbours(f"--config.evals.{name}.protocol", settings.protocol, len(known_part.source))
+    check_neighbours(f"--config.evals.{name}", settings.protocol, len(known_part.source))
     features = _features(name, settings.layer, setting, known_part)
 
     def knn(state: TrainState, check: Check) -> dict[str, float]:
@@ -236,7 +241,7 @@ def _probed(name: str, settings: ConfigDict, setting: Setting) -> Probed:
     asked.labels_per_class = 0  # a class may have fewer, which nobody is to hear of after an epoch
     parts = {"train": opening.part("train"), "test": opening.part(settings.split)}
     if settings.section in _OF_CLASSES:
-        _check_labels(name, parts["train"].source)
+        _check_labels(name, parts["train"].source, settings.section)
     if settings.split == "test" and settings.section in _FITTED:
         parts["validation"] = opening.part("validation")
     else:
@@ -266,7 +271,8 @@ def _taken(part: Part, rows: Int[np.ndarray, " n"]) -> Part:
 
 
 _FITTED = ("linear", "few_shot", "calibration", FINGERPRINT)
-_OF_CLASSES = (*_FITTED, "geometry")
+_OF_EACH_CLASS = ("geometry",)  # one will do
+_OF_CLASSES = (*_FITTED, *_OF_EACH_CLASS)
 
 
 def _of_linear(found: Found) -> dict[str, Any]:
@@ -345,12 +351,15 @@ def _embed(
     return embed
 
 
-def check_neighbours(flag: str, protocol: str, bank_size: int) -> None:
-    """Raises UserError unless so many training images serve a kNN protocol."""
-    asked = choose(flag, protocol, PROTOCOLS).k
+def check_neighbours(group: str, protocol: str, bank_size: int) -> None:
+    """Raises UserError unless so many training images serve the kNN protocol of ``group``."""
+    asked = choose(f"{group}.protocol", protocol, PROTOCOLS).k
     if asked > bank_size:
+        enough = [name for name, other in PROTOCOLS.items() if other.k <= bank_size]
+        remedy = (
+            f"{group}.protocol={enough[0]}, or {group}.every=0" if enough else f"{group}.every=0"
+        )
         raise UserError(
-            f"{flag}={protocol} asks for {counted(asked, 'neighbour')} of "
-            f"{counted(bank_size, 'training image')}: use more images, or a protocol with fewer "
-            f"neighbours, such as {flag}=dino."
+            f"{group}.protocol={protocol} asks for {counted(asked, 'neighbour')} of "
+            f"{counted(bank_size, 'training image')}: use more images, or give {remedy}."
         )

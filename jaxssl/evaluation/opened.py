@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -14,6 +13,7 @@ from jaxssl import distributed
 from jaxssl.data.examples import Source
 from jaxssl.data.sources import check_view_size, pretraining_split
 from jaxssl.data.splits import Splits
+from jaxssl.distributed import say
 from jaxssl.errors import UserError
 from jaxssl.evaluation.classifier import LinearClassifier
 from jaxssl.evaluation.conditions import CLEAN, Condition, conditions
@@ -113,7 +113,7 @@ def open_run(
         own_flags = ("--data.data_dir" if data.name else "--data_dir", "--digits_dir")
         check_outside(run, "--run", config.data, own_flags)
     mesh = distributed.data_mesh()
-    with flags_of(None if data.name else _OWN_FLAGS):
+    with flags_asked(data):
         opening = Opening(config, settings, sources)
         parts = {name: opening.part(name) for name in ("train", "validation")}
         parts["test"] = part_to_test(opening, settings.test_corruption)
@@ -149,6 +149,11 @@ def open_run(
     return Opened(run, restored, opening, parts, own, probes, saved)
 
 
+def flags_asked(data: ConfigDict) -> contextlib.AbstractContextManager[None]:
+    """`flags_of` for what ``data`` names, the run's own data or another set."""
+    return flags_of(None if data.name else _OWN_FLAGS)
+
+
 def pair_of(opening: Opening, test: Part, settings: ConfigDict, spec: Spec) -> tuple[Part, Part]:
     """The test images as two augmented views of the run's own policy; see `make_pair_views`."""
     asked = settings.test_corruption
@@ -162,7 +167,13 @@ def pair_of(opening: Opening, test: Part, settings: ConfigDict, spec: Spec) -> t
 
 
 def with_supervised(
-    opened: Opened, run: Path, settings: ConfigDict, data: ConfigDict, place: Place
+    opened: Opened,
+    run: Path,
+    settings: ConfigDict,
+    data: ConfigDict,
+    place: Place,
+    *,
+    store: FeatureStore,
 ) -> Opened:
     """Adds another run's network as ``supervised``, on the same images by its own test-time view.
 
@@ -172,11 +183,11 @@ def with_supervised(
       settings: see `jaxssl.evaluation.probe.default_config`.
       data: another labelled set, see `jaxssl.evaluation.probe_data.data_settings`.
       place: where the run's own data lie now.
+      store: where its features are kept.
 
     Raises:
       UserError: as `open_run`, or if its test images are not the same.
     """
-    store = FeatureStore(run / "evaluations" / "features")
     other = open_run(
         run, None, settings, False, None, data, place, reuse_classifiers=False, store=store
     )
@@ -267,9 +278,3 @@ def saved_classifiers(evaluations: Path) -> Saved:
 
     paths = distributed.agree("the saved classifiers", readable)
     return [(path, *LinearClassifier.load(path)) for path in (as_path(p, "--run") for p in paths)]
-
-
-def say(text: str) -> None:
-    """A line on the terminal, from the first process."""
-    if jax.process_index() == 0:
-        print(text, flush=True)

@@ -268,11 +268,13 @@ def _cut(
 
 
 _COMPOSED = ("compose.digits_dir", "compose.evaluation_size")  # that a program has a flag for
+_WHICH_SET = ("name", "data_dir")
+_OF_ANOTHER_SET = " (with --data.name and --data.data_dir, as of another set)"
 
 
 def _flag(key: str, own: Mapping[str, str] | None) -> str | None:
     """The flag for a key of the data group, see `flags_of`; None: there is none."""
-    if own is None:
+    if own is None or (key not in own and key not in _WHICH_SET):
         return f"--data.{key}" if key in data_settings() else None
     return own.get(key)
 
@@ -283,21 +285,26 @@ def flags_of(own: Mapping[str, str] | None) -> Iterator[None]:
 
     Args:
       own: flags by the key of ``config.data`` where the run's own data are read; None: another set
-        is, by ``--data.*``.
+        is, by ``--data.*``. For what has no flag of its own the same data may be named so too.
     """
     try:
         yield
     except UserError as error:
-        told = re.sub(
-            rf"(?:--config\.|(?<![\w./-]))data\.({'|'.join([*data_settings(), *_COMPOSED])})\b",
-            lambda found: _flag(found[1], own) or found[0],
-            str(error),
-        )
+        flags: list[str] = []
+
+        def flag(found: re.Match[str]) -> str:
+            flags.append(_flag(found[1], own) or found[0])
+            return flags[-1]
+
+        keys = "|".join([*data_settings(), *_COMPOSED])
+        told = re.sub(rf"(?:--config\.|(?<![\w./-]))data\.({keys})\b", flag, str(error))
+        if own is not None and any(name.startswith("--data.") for name in flags):
+            told = f"{told.removesuffix('.')}{_OF_ANOTHER_SET}{'.' * told.endswith('.')}"
         raise UserError(told) from error
 
 
 def check_target(part: Part, target: str) -> None:
-    """Raises UserError unless a set has one class an image by that name."""
+    """Raises UserError unless a set has one class an image by that name, two in all."""
     targets = part.source.gather(np.zeros(1, np.int64))["targets"]
     fit = [name for name, values in targets.items() if values.shape == (1,)]
     if target not in fit:
@@ -305,6 +312,11 @@ def check_target(part: Part, target: str) -> None:
         raise UserError(
             f"{part.source.name} has no target {target!r} to probe: it has {held}; choose one by "
             "--probe.target, or a labelled set by --data.name."
+        )
+    if target == "label" and part.source.num_classes == 1:
+        raise UserError(
+            f"{part.source.name} has one class, so that every probe is right whatever the features "
+            "are: choose a set of two classes or more by --data.name."
         )
 
 

@@ -220,6 +220,22 @@ def require_labels(views: Views, method: str) -> Int[Array, " b"]:
     return views.targets["label"]
 
 
+def check_classes(method: str, count: int | None) -> None:
+    """Raises UserError unless a method that needs labels has two classes to tell apart.
+
+    Args:
+      method: its name.
+      count: of classes; None: there are no labels.
+    """
+    if count is None:
+        raise no_labels(method)
+    if count < 2:
+        raise UserError(
+            f"--config.method.name={method} tells classes apart and the data set has one: choose "
+            "data with two classes or more, or a self-supervised method."
+        )
+
+
 def no_labels(method: str) -> UserError:
     """What to raise where a method needs labels and there are none."""
     return UserError(

@@ -17,7 +17,7 @@ from jaxssl.methods.method import (
     Metrics,
     Projections,
     Spec,
-    no_labels,
+    check_classes,
     projected_layers,
     require_labels,
 )
@@ -37,8 +37,7 @@ class SupCon(Method):
     VIEWS: ClassVar[int | None] = 2
 
     def __init__(self, config: ConfigDict, encoder: Encoder, spec: Spec, rngs: nnx.Rngs):
-        if spec.num_classes is None:
-            raise no_labels("supcon")
+        check_classes("supcon", spec.num_classes)
         positives = {"outside": "outside", "inside": "inside"}
         self.positives = choose("method.positives", config.positives, positives)
         super().__init__(config, encoder, spec, rngs)

@@ -14,8 +14,8 @@ from jaxssl.methods.method import (
     Method,
     Metrics,
     Spec,
+    check_classes,
     encoder_layers,
-    no_labels,
     require_labels,
 )
 from jaxssl.models import Encoder
@@ -26,8 +26,7 @@ class Supervised(Method):
     """Encoder and one linear classifier; cross-entropy over every view the policy makes."""
 
     def __init__(self, config: ConfigDict, encoder: Encoder, spec: Spec, rngs: nnx.Rngs):
-        if spec.num_classes is None:
-            raise no_labels("supervised")
+        check_classes("supervised", spec.num_classes)
         super().__init__(config, encoder, spec, rngs)
         self.classifier = nnx.Linear(
             encoder.feature_dim,

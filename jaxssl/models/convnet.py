@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxssl.errors import UserError, choose
 from jaxssl.models.encoder import Features
-from jaxssl.models.layers import KERNEL_INITS, ConvNorm, LayerSettings
+from jaxssl.models.layers import KERNEL_INITS, ConvNorm, LayerSettings, check_square
 from jaxssl.models.norm import at_least_float32
 
 PADDINGS = {"valid": 0, "same": 1}  # zero pixels on each side of a 3x3 kernel
@@ -107,12 +107,7 @@ class ConvNet(nnx.Module):
         Raises:
           UserError: if x is not of that shape.
         """
-        shape = (self.image_size, self.image_size, self.channels)
-        if x.ndim != 4 or x.shape[1:] != shape:
-            raise UserError(
-                f"the encoder was built for images [B, {', '.join(map(str, shape))}], got "
-                f"{x.shape}: build it with the size and channels of the views."
-            )
+        check_square(x, self.image_size, self.channels)
         x = x.astype(self.compute_dtype)
         maps = []
         for conv in self.convs:

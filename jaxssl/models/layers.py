@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxssl.errors import choose
+from jaxssl.errors import UserError, choose
 from jaxssl.models.conv import convolve
 from jaxssl.models.norm import BatchNorm
 
@@ -29,6 +29,22 @@ KERNEL_INITS: dict[str, Callable] = {
     "fan_out_normal": jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     "normal_0.02": jax.nn.initializers.normal(0.02),  # Wang & Isola's AlexNet, arXiv:2005.10242
 }
+
+
+def check_square(x: Array, size: int, channels: int) -> None:
+    """Raises UserError unless x is what an encoder is made for, [B, size, size, channels]."""
+    if x.ndim == 4 and x.shape[1:] == (size, size, channels):
+        return
+    remedy = "build it with the size and channels of the views"
+    if x.ndim == 4 and x.shape[1] == x.shape[2] and x.shape[3] == channels:
+        remedy = (
+            f"give --config.encoder.image_size={x.shape[1]}, or views of {size} pixels "
+            f"(--config.views.global_crops.size={size})"
+        )
+    raise UserError(
+        f"the encoder was built for images [B, {size}, {size}, {channels}], got {x.shape}: "
+        f"{remedy}."
+    )
 
 
 def param_dtype(dtype: str) -> DTypeLike:

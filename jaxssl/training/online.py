@@ -74,10 +74,11 @@ def make_online(
     if settings.learning_rate == 0:
         return None
     classes = blueprint.spec.num_classes
-    if classes is None:
+    if classes is None or classes < 2:
+        lacking = "no labels" if classes is None else "one class"
         raise UserError(
             f"--config.online.learning_rate={settings.learning_rate} asks for a classifier but the "
-            "data set has no labels: give --config.online.learning_rate=0."
+            f"data set has {lacking}: give --config.online.learning_rate=0."
         )
     layer = settings.layer
 

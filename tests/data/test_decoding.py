@@ -331,7 +331,10 @@ def test_deep_colours_are_refused_in_words():
 
 
 def test_a_scale_that_does_not_suit_is_refused(data_config, folder):
-    with pytest.raises(UserError, match=r"8 bits a channel already.*--config\.data\.scale"):
+    with pytest.raises(
+        UserError,
+        match=r"8 bits a channel already.*--config\.data\.scale.* images of more bits to 8",
+    ):
         load(data_config("folder", folder, 8, scale=(0, 65535)), "train")
     with pytest.raises(UserError, match=r"8 bits a channel already"):
         load(data_config("digits", scale=(0, 65535)), "train")

@@ -121,6 +121,18 @@ def test_other_arrays_are_refused_in_words(data_config, tmp_path, files, options
         load(data_config("npy", tmp_path, **options), "train")
 
 
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\3\4", "several"])
+def test_a_file_that_is_no_array_is_refused(data_config, tmp_path, content):
+    path = tmp_path / "train_images.npy"
+    with open(path, "wb") as file:
+        if content == "several":
+            np.savez(file, images=np.zeros((2, 4, 4, 3), np.uint8))
+        else:
+            file.write(content)
+    with pytest.raises(UserError, match=r"train_images\.npy is no \.npy file of numbers"):
+        load(data_config("npy", tmp_path), "train")
+
+
 def test_labels_of_test_that_train_lacks_are_refused(data_config, bands):
     root, _ = bands
     np.save(root / "val_labels.npy", np.array([0, 1, 2, 3]))

@@ -323,7 +323,7 @@ def test_grey_images_of_more_than_8_bits_are_refused(data_config, tmp_path, dtyp
     PIL.Image.fromarray(ramp).save(tmp_path / "train" / "a" / "deep.tif")
     with pytest.raises(
         UserError,
-        match=r"deep\.tif has (uint16|int32|float32) values, which 8 bits a channel would clip",
+        match=r"deep\.tif has (uint16|int32|float32) values, which 8 bits .* else convert it",
     ):
         load(data_config("folder", tmp_path, 8), "train")
 

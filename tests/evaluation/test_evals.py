@@ -1,5 +1,7 @@
 """Sections during training: when they run, and that they say what the program says afterwards."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from jaxssl.errors import UserError
 from jaxssl.evaluate import Asked, evaluate
 from jaxssl.evaluation import evals
 from jaxssl.evaluation.card import Wanted
-from jaxssl.evaluation.evals import LOGGED, MAKERS
+from jaxssl.evaluation.evals import LOGGED, MAKERS, check_neighbours
 from jaxssl.evaluation.probe import default_config
 from jaxssl.evaluation.probe_data import WHERE_TRAINED, data_settings
 from jaxssl.metrics import KnnProtocol, knn_predict
@@ -48,6 +50,19 @@ def test_sections_run_at_the_steps_that_complete_their_epochs(tmp_path):
     assert [row["step"] for row in rows if "geometry" in row] == [3, 5]
     first, second = (row for row in rows if "geometry" in row)
     assert first["geometry"] != second["geometry"]  # nothing of a state is compiled in
+
+
+@pytest.mark.parametrize(
+    ("protocol", "images", "remedy"),
+    [
+        ("moco", 199, "give --config.evals.knn.protocol=dino, or --config.evals.knn.every=0."),
+        ("dino", 19, "use more images, or give --config.evals.knn.every=0."),
+    ],
+)
+def test_what_mends_too_few_images_is_not_what_was_asked_for(protocol, images, remedy):
+    check_neighbours("--config.evals.knn", protocol, images + 1)
+    with pytest.raises(UserError, match=re.escape(remedy)):
+        check_neighbours("--config.evals.knn", protocol, images)
 
 
 @pytest.mark.slow

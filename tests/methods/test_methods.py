@@ -184,10 +184,15 @@ def test_supervised_objective_is_cross_entropy_over_both_views():
     assert float(metrics["batch_accuracy"]) == pytest.approx((logits.argmax(1) == labels).mean())
 
 
-def test_supervised_refuses_a_set_without_labels():
-    config = config_for("supervised")
-    spec = dataclasses.replace(Run(config).blueprint.spec, num_classes=None)
-    with pytest.raises(UserError, match="needs labels"):
+@pytest.mark.parametrize("method", ["supcon", "supervised"])
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [(None, "needs labels"), (1, "the data set has one")],
+)
+def test_labels_that_say_nothing_are_refused(method, classes, said):
+    config = config_for(method)
+    spec = dataclasses.replace(Run(config).blueprint.spec, num_classes=classes)
+    with pytest.raises(UserError, match=said):
         nnx.eval_shape(lambda: build_method(config.method, config.encoder, spec, 0))
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxssl.distributed import say
 from jaxssl.evaluation.classifier import scores
 from jaxssl.evaluation.fits import Fitted, Probed
-from jaxssl.evaluation.opened import say
 from jaxssl.evaluation.sections.predictions import Predictions, interval_json
 from jaxssl.metrics.paired import accuracy_interval
 
