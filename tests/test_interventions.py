@@ -235,6 +235,8 @@ WITHOUT_EFFECT = [
         {"data.test_fraction": 0.5},
         r"--config\.data\.test_fraction=0\.5 would be ignored, for digits",
     ),
+    ({"data.test_fraction": -7.0}, r"--config\.data\.test_fraction=-7\.0 must be from 0 to 1"),
+    ({"data.fit": "stretch"}, r"--config\.data\.fit=stretch is unknown"),
 ]
 
 

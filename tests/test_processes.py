@@ -178,7 +178,7 @@ config = config_for("simclr")
 with config.unlocked():
     config.run.distributed = True
 note("pretrain", lambda: pretrain.pretrain(config, folder / "never"))
-note("embed", lambda: embed.embed(folder, None, None, None))
+note("embed", lambda: embed.embed(folder, None, None, types.SimpleNamespace(name="")))
 job = types.SimpleNamespace(distributed=True, layer="pooled")
 asked = dict(run=str(folder), data_dir="", digits_dir="", data=None)
 note("linear_probe", lambda: linear_probe._main(types.SimpleNamespace(probe=job, **asked)))
@@ -226,8 +226,9 @@ def test_processes_that_cannot_agree_all_end_in_the_same_sentence(tmp_path):
             assert re.search(sentence, text), text
             assert seconds < 10
         assert both[0][name][1] == both[1][name][1]
-    missing = "--config.data.data_dir=/x does not exist: name another."
     for name in ("pretrain", "embed", "linear_probe", "evaluate"):
+        flag = "--data_dir" if name == "embed" else "--config.data.data_dir"  # as it may be given
+        missing = f"{flag}=/x does not exist: name another."
         assert both[1][name][:2] == ["refused", missing]
         assert both[0][name][:2] == ["refused", f"process 1 of 2 cannot go on: {missing}"]
         assert max(said[name][2] for said in both) < 10

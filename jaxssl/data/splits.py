@@ -8,9 +8,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxssl.corruptions.apply import DRAWN, Corruptor, check_named
+from jaxssl.data.canonical import FITS
 from jaxssl.data.examples import ArraySource, Batch, Rows, Source, SourceFields, shared_fields
 from jaxssl.data.sources import check_test_fraction, load, pretraining_split
-from jaxssl.errors import UserError
+from jaxssl.errors import UserError, choose
+from jaxssl.ranges import SHARE, check_ranges
 
 CHUNK = 1024
 SPLITS = ("pretrain", "train", "validation", "test")
@@ -100,7 +102,9 @@ def _corrupted_once(wrapped: CorruptedSource, source: ArraySource) -> ArraySourc
 
 
 def check_effects(corruption: ConfigDict, data: ConfigDict | None) -> None:
-    """Refuses settings that would change nothing; for new runs, as older ones may have them.
+    """Refuses settings that would change nothing, and those out of range that nothing reads.
+
+    For new runs, as older ones may have them.
 
     Args:
       corruption: the ``corruption`` group of a config.
@@ -111,6 +115,8 @@ def check_effects(corruption: ConfigDict, data: ConfigDict | None) -> None:
     """
     check_named(corruption)
     if data is not None:
+        choose("--config.data.fit", data.fit, FITS)
+        check_ranges("data", data, {"test_fraction": SHARE})
         check_test_fraction(data)
 
 
