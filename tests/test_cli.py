@@ -30,7 +30,7 @@ CONFIG = ConfigDict(
 # Imports the program once and forks for each command line: one import instead of one each.
 ENDS = """
 import json, os, runpy, sys, tempfile
-import jaxssl.pretrain
+import configs.quickstart, jaxssl.pretrain
 
 ends = []
 for arguments in json.loads(sys.argv[1]):

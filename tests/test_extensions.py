@@ -77,7 +77,9 @@ def test_a_changed_or_missing_file_is_named(elsewhere, monkeypatch, capsys, capl
     assert f"which came from {own} " in str(refused.value)
     assert f"in the folder {folder}, or put that on PYTHONPATH" in str(refused.value)
     own.write_text(own.read_text() + "\n# changed\n")
-    said = in_folder(folder, "-m", "jaxssl.linear_probe", "--run", "runs/mine")
+    said = in_folder(
+        folder, "-m", "jaxssl.linear_probe", "--run", "runs/mine", "--probe.sgd.epochs=0"
+    )
     assert f"{own}, from which mine:Spread comes, has changed (SHA-256" in said
     monkeypatch.syspath_prepend(str(folder))
     now = extensions.noted(read_config(run))
