@@ -38,15 +38,15 @@ def arguments(text: str | None, **defaults: Any) -> ConfigDict:
 
 def _pairs(text: str | None) -> list[tuple[str, str]]:
     """The (key, value) of each ``key=value``; raises UserError if a key is there twice."""
-    parts = [pair.partition("=") for pair in filter(None, (text or "").split(","))]
-    pairs = [(key, value) for key, _, value in parts]
-    for place, (key, value) in enumerate(pairs):
-        if key in dict(pairs[:place]):
+    given: dict[str, str] = {}
+    for key, _, value in (pair.partition("=") for pair in filter(None, (text or "").split(","))):
+        if key in given:
             raise UserError(
-                f"config argument {key} is given twice, as {dict(pairs[:place])[key]} and as "
-                f"{value}: leave one out."
+                f"config argument {key} is given twice, as {given[key]} and as {value}: leave one "
+                "out."
             )
-    return pairs
+        given[key] = value
+    return list(given.items())
 
 
 # What every recipe with presets takes, besides ``preset`` and ``dataset``.

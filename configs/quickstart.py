@@ -24,6 +24,7 @@ from configs.common import (
     view_group,
     view_policy,
 )
+from configs.pretrain.multi_digits import compose_group
 from jaxssl.augment.augmentation import Augmentation
 from jaxssl.errors import UserError
 
@@ -64,19 +65,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def _place(data: ConfigDict, canvas: int) -> None:
     """Digits of 8x8 pixels, each anywhere on a black canvas of that side."""
-    data.name = "digits"
-    if canvas == 8:
-        return  # there is one place
+    if canvas == 8:  # there is one place
+        data.name = "digits"
+        return
     data.name = "multi_digits"
-    compose = data.compose = ConfigDict()
-    compose.digits = "digits"  # labelled set of one-channel images that digits are drawn from
-    compose.canvas = canvas  # side of the image, pixels
-    compose.count = 1  # digits on a canvas
-    compose.sizes = (8,)  # pixels, in pretraining
-    compose.placement = "random"  # any corner at which the digit lies wholly on the canvas
-    compose.combine = "max"  # of digits that overlap
-    compose.evaluation_size = 8  # pixels of the digit that is probed
-    compose.seed = 0  # of what is drawn where
+    data.compose = compose_group(
+        digits="digits",
+        canvas=canvas,
+        count=1,
+        sizes=(8,),
+        placement="random",
+        evaluation_size=8,
+    )
 
 
 def _simclr(config: ConfigDict) -> None:

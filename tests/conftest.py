@@ -57,8 +57,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Without their groups the tests of a file would make what they share in each process."""
-    gc.freeze()  # modules stay, and each collection after a file would look them through
+    """Modules stay from here on, and collections after a file need not look them through.
+
+    Without their groups the tests of a file would make what they share in each process.
+    """
+    gc.freeze()
     grouped = getattr(session.config.option, "loadgroup", False)
     if grouped and not all("@" in item.nodeid for item in session.items):
         raise pytest.UsageError("pytest-xdist keeps no groups with this pytest")

@@ -51,15 +51,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.epochs = given.epochs
     config.hyper.learning_rate.warmup_epochs = min(10.0, given.epochs / 10)
     config.data.name = "multi_digits"
-    compose = config.data.compose = ConfigDict()
-    compose.digits = given.digits  # labelled set of one-channel images that digits are drawn from
-    compose.canvas = given.canvas  # side of the image, pixels
-    compose.count = given.count  # digits on a canvas, 1 to 16
-    compose.sizes = _integers("sizes", given.sizes)  # pixels
-    compose.placement = given.placement  # "random" corners or cells of a "grid"
-    compose.combine = "max"  # or "sum", clipped
-    compose.evaluation_size = given.evaluation_size  # pixels of the one digit that is probed
-    compose.seed = 0  # of what is drawn where
+    config.data.compose = compose_group(
+        digits=given.digits,
+        canvas=given.canvas,
+        count=given.count,
+        sizes=_integers("sizes", given.sizes),
+        placement=given.placement,
+        evaluation_size=given.evaluation_size,
+    )
     view = Augmentation(size=given.size, crop_scale=(0.5, 1.0), crop_filter="bilinear", flip_p=0.0)
     config.views = view_group((view, view))
     view_policy(config, given.policy)
@@ -72,6 +71,28 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.hyper.temperature = 0.2  # of the cosine similarities
     config.method = simclr_group(out_dim=64)
     return config.lock()
+
+
+def compose_group(
+    *,
+    digits: str,
+    canvas: int,
+    count: int,
+    sizes: tuple[int, ...],
+    placement: str,
+    evaluation_size: int,
+) -> ConfigDict:
+    """How canvases are made of digits."""
+    compose = ConfigDict()
+    compose.digits = digits  # labelled set of one-channel images that digits are drawn from
+    compose.canvas = canvas  # side of the image, pixels
+    compose.count = count  # digits on a canvas, 1 to 16
+    compose.sizes = sizes  # pixels
+    compose.placement = placement  # "random" corners or cells of a "grid"
+    compose.combine = "max"  # or "sum", clipped
+    compose.evaluation_size = evaluation_size  # pixels of the one digit that is probed
+    compose.seed = 0  # of what is drawn where
+    return compose
 
 
 def _integers(key: str, text: str) -> tuple[int, ...]:
