@@ -33,7 +33,6 @@ from jaxssl.evaluation.probe_data import (
     Opening,
     Place,
     data_settings,
-    flags_of,
     open_splits,
     protocol_name,
     protocol_of,
@@ -252,12 +251,7 @@ def check_data(run: Path, settings: ConfigDict, data: ConfigDict, place: Place) 
     """
     if read_info(run)["data"].get("from_python") and not data.name:
         return  # `probe_run` says that they are not to be had
-    own = {
-        "data_dir": "--data_dir",
-        "compose.digits_dir": "--digits_dir",
-        **{key: f"--probe.{key}" for key in FRACTIONS},
-    }
-    with flags_of(None if data.name else own):
+    with flags_asked(data):
         config = Opening(with_data(read_config(run), data, place), settings, None).config
         splits = Splits(config.data, config.corruption, config.views.global_crops.size)
         for split in ("train", "validation", "test"):
