@@ -20,13 +20,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import logging
-from jaxtyping import Array, Bool
 
 from jaxssl.distributed import agree, all_or_none
 from jaxssl.errors import UserError
+from jaxssl.leaves import check_structure, described, named_leaves, not_finite, struct_of
 from jaxssl.manifest import AFTERWARDS, LEAVES, MANIFEST, damage_of, is_complete, seal
 from jaxssl.storage import Path, as_path, is_local, read_json
 from jaxssl.upgrade import dropped, saved_names
@@ -287,8 +285,8 @@ class Checkpoints(CheckpointReader):
         import orbax.checkpoint as ocp
 
         self.check_owned()
-        leaves = _named_leaves(state)
-        if name := _not_finite(leaves):
+        leaves = named_leaves(state)
+        if name := not_finite(leaves):
             raise UserError(
                 f"the state of step {step} is not finite (first in {name}) and was not saved: "
                 "lower --config.hyper.learning_rate and start in a new --workdir; "
@@ -305,8 +303,8 @@ class Checkpoints(CheckpointReader):
                     "there: resume from the newest step or use a new directory."
                 )
             manager.wait_until_finished()  # the callback of the save before reads `_seal`
-            description = _description(leaves)
-            self._seal = lambda: self._complete(step, description)
+            saved = described(leaves)
+            self._seal = lambda: self._complete(step, saved)
             manager.save(
                 step, args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(leaves)}), force=True
             )
@@ -413,9 +411,9 @@ def _read(folder: Path, template: Any, partial: bool) -> Any:
     import orbax.checkpoint as ocp
 
     form = read_json(folder / MANIFEST)["format"]
-    named = _named_leaves(template)
+    named = named_leaves(template)
     before = saved_names(form, list(named))
-    wanted = {before[name]: _struct(leaf) for name, leaf in named.items()}
+    wanted = {before[name]: struct_of(leaf) for name, leaf in named.items()}
     saved = {
         name: shape
         for name, shape in read_json(folder / LEAVES).items()
@@ -423,7 +421,7 @@ def _read(folder: Path, template: Any, partial: bool) -> Any:
     }
     apart = {name for name in wanted if name.startswith(_BESIDE) and name not in saved}
     wanted = {name: leaf for name, leaf in wanted.items() if name not in apart}
-    _check_structure(folder, _description(wanted), saved, partial)
+    check_structure(folder, described(wanted), saved, partial)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         leaves = reader.restore(
             os.fspath(folder / _ITEM),
@@ -435,67 +433,6 @@ def _read(folder: Path, template: Any, partial: bool) -> Any:
         )
     found = [leaves.get(before[name], leaf) for name, leaf in named.items()]
     return jax.tree.unflatten(jax.tree.structure(template), found)
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by the names under which they are saved, in the order of `jax.tree.leaves`."""
-    named: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name in named:
-            raise ValueError(f"Two leaves of the state are called {name}.")
-        if isinstance(leaf, bool | int | float | np.generic):
-            leaf = np.asarray(leaf, dtype=jnp.result_type(leaf))
-        named[name] = leaf
-    return named
-
-
-def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _description(leaves: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in leaves.items()
-    }
-
-
-def _check_structure(
-    folder: Path, wanted: Mapping[str, str], saved: Mapping[str, str], partial: bool
-) -> None:
-    differences = [f"{name} is not in it" for name in wanted if name not in saved]
-    if not partial:
-        differences += [f"{name} is in it alone" for name in saved if name not in wanted]
-    differences += [
-        f"{name} is {saved[name]} in it and {form} here"
-        for name, form in wanted.items()
-        if name in saved and saved[name] != form
-    ]
-    if differences:
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise UserError(
-            f"checkpoint {folder} holds another state than this config builds: "
-            f"{'; '.join(differences[:3])}{more}; use the config it was saved with."
-        )
-
-
-@jax.jit
-def _finite_flags(leaves: list[Array]) -> Bool[Array, " n"]:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
-
-
-def _not_finite(leaves: Mapping[str, Any]) -> str | None:
-    """The name of the first leaf that holds a number which is not finite, or None."""
-    inexact = {
-        name: leaf for name, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    }
-    if not inexact:
-        return None
-    finite = np.asarray(_finite_flags(list(inexact.values())))
-    return None if finite.all() else list(inexact)[int(np.argmin(finite))]
 
 
 def _is_no_traceback_of_orbax(record: stdlib_logging.LogRecord) -> bool:

@@ -345,6 +345,33 @@ def on_mesh(function: Callable, mesh: Mesh) -> Callable:
     return traced
 
 
+def check_fits(state: Any, mesh: Mesh) -> None:
+    """Refuses a state that a device cannot hold, whatever else has to lie there.
+
+    Args:
+      state: pytree of shapes, whole on every device.
+      mesh: the devices; those of one kind have the same memory.
+
+    Raises:
+      UserError: with both sizes.
+    """
+    need = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    have = _memory_of(mesh.local_devices[0])
+    if have and need > have:
+        raise UserError(
+            f"the parameters and what the optimizer keeps of them take {need / 1e9:,.0f} GB and a "
+            f"{mesh.local_devices[0].device_kind} has {have / 1e9:,.0f} GB: make the encoder or "
+            "the head smaller."
+        )
+
+
+def _memory_of(device: Any) -> int:
+    """Bytes that a device has; 0: it does not say."""
+    if device.platform == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int((device.memory_stats() or {}).get("bytes_limit", 0))
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raises UserError unless the global batch divides evenly over the ``data`` axis."""
     parts = mesh.shape[DATA_AXIS]

@@ -33,7 +33,8 @@ from jaxssl.evaluation import probe
 from jaxssl.evaluation.evals import Evaluation, Setting, make_evals
 from jaxssl.evaluation.frozen import make_cropped_view
 from jaxssl.evaluation.probe_data import Opening, check_probeable
-from jaxssl.methods import Method, Spec, method_class
+from jaxssl.methods import Spec, method_class
+from jaxssl.programs import programs_of
 from jaxssl.randomness import check_seed
 from jaxssl.ranges import AT_LEAST_ONE, AT_LEAST_TWO, NON_NEGATIVE, POSITIVE, check_ranges
 from jaxssl.run_directory import config_differences
@@ -42,7 +43,6 @@ from jaxssl.training.online import Online, make_online
 from jaxssl.training.optim import group_hyper
 from jaxssl.training.schedules import Schedules, check_hyper
 from jaxssl.training.state import Blueprint, traced_scalars
-from jaxssl.training.step import compile_step, make_epoch_hook, make_fill, make_step
 from jaxssl.words import counted
 
 UNSET = -1  # of init_seed and data_seed: as seed
@@ -139,8 +139,11 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
     with missing_in_words(config):
         policy = policy_of(config)
         spec = make_spec(config, source, policy)
-        blueprint = Blueprint.from_config(config.method, config.encoder, config.optimizer, spec)
         schedules = Schedules.from_config(config.hyper, config.epochs, spec.steps_per_epoch)
+        programs = programs_of(config, policy, schedules, spec, mesh)
+        blueprint = programs.blueprint
+        state, batch, hyper = abstract_arguments(config, blueprint, source, mesh)
+        distributed.check_fits(state, mesh)
         path = schedules.path(config.hyper, policy_hyper(config.views.policy))
         check_policy(config.views, path, *source.image_shape[:2])
         online = make_online(
@@ -150,39 +153,21 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
         layer = None if online is None else online.layer
         shared = Setting(blueprint, opening, mesh, config.batch_size, layer)
         evals = make_evals(config.evals, shared, len(source))
-        make = make_step(
-            blueprint,
-            policy,
-            schedules,
-            batch_size=config.batch_size,
-            learning_rate_scaling=config.optimizer.scaling,
-        )
-        step = compile_step(make, mesh)
         # Traced once, so that what does not fit is refused before the directory is made.
-        jax.eval_shape(step, *abstract_arguments(config, blueprint, source, mesh))
-    method, fill, hook = method_class(config.method.name), None, None
-    if method.fill is not Method.fill:
-        fill = make_fill(blueprint, policy, schedules, mesh)
-        state, batch, hyper = abstract_arguments(config, blueprint, source, mesh)
-        jax.eval_shape(fill, state, batch, jnp.int32(0), hyper)
-    if method.on_epoch is not Method.on_epoch:
-        hook = make_epoch_hook(
-            blueprint,
-            schedules,
-            mesh,
-            batch_size=config.batch_size,
-            learning_rate_scaling=config.optimizer.scaling,
-        )
-        jax.eval_shape(hook, blueprint.abstract(mesh), jnp.int32(0), traced_scalars(config))
+        jax.eval_shape(programs.step, state, batch, hyper)
+    if programs.fill is not None:
+        jax.eval_shape(programs.fill, state, batch, jnp.int32(0), hyper)
+    if programs.epoch_hook is not None:
+        jax.eval_shape(programs.epoch_hook, state, jnp.int32(0), hyper)
     return Plan(
         mesh=mesh,
         source=source,
         lacking=check_probeable(config, splits),
         splits=splits.known(),
         blueprint=blueprint,
-        step=step,
-        fill=fill,
-        epoch_hook=hook,
+        step=programs.step,
+        fill=programs.fill,
+        epoch_hook=programs.epoch_hook,
         online=online,
         cadence=Cadence.from_config(config.run, config.batch_size, len(source), spec.total_steps),
         evals=evals,

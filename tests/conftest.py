@@ -41,6 +41,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 # Every annotated function of the package checks its arrays' shapes and dtypes while tests run.
 install_import_hook("jaxssl", "beartype.beartype")
 
+from jaxssl import programs  # noqa: E402
 
 gc.set_threshold(100_000, 20, 20)  # as programs have it, see `jaxssl.cli.launch`
 
@@ -89,10 +90,22 @@ def nothing_left_traced():
     """Forgets what a file's tests traced: thousands of programs kept slow down each one after."""
     before, begun = jax.config.read(OPTION), time.monotonic()
     yield
+    programs.forget()
     assert jax.config.read(OPTION) == before, f"these tests leave {OPTION} otherwise"
     if time.monotonic() - begun > SECONDS_TO_TRACE_MUCH:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def no_program_of_other_code(request):
+    """What a test puts in the place of code shows in its own programs and in no others."""
+    replaces = "monkeypatch" in request.fixturenames
+    if replaces:
+        programs.forget()
+    yield
+    if replaces:
+        programs.forget()
 
 
 @pytest.fixture

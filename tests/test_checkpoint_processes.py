@@ -9,6 +9,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxssl.checkpoint import CheckpointReader, Checkpoints
 
@@ -26,6 +27,7 @@ with Checkpoints(sys.argv[1], keep_last=2, keep_every=0) as checkpoints:
 SHAPES = "TEMPLATE = {n: jax.ShapeDtypeStruct((2**17,), np.float32) for n in 'abcdefgh'}"
 
 
+@pytest.mark.slow
 def test_killed_while_saving_the_newest_finished_checkpoint_is_whole(tmp_path, warnings_logged):
     script = CHILD.replace("with Checkpoints", f"{SHAPES}\nwith Checkpoints", 1)
     rng = np.random.default_rng(0)

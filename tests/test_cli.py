@@ -39,8 +39,16 @@ for arguments in json.loads(sys.argv[1]):
             os.dup2(said.fileno(), sys.stderr.fileno())
             sys.argv = ["pretrain", *arguments]
             del sys.modules["jaxssl.pretrain"]
-            runpy.run_module("jaxssl.pretrain", run_name="__main__")
-            os._exit(0)
+            status = 0
+            try:
+                runpy.run_module("jaxssl.pretrain", run_name="__main__")
+            except SystemExit as ended:
+                status = ended.code
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                status = 1
+            sys.stderr.flush()
+            os._exit(status)  # an interpreter of so many modules takes long to end
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         said.seek(0)
         ends.append((status, said.read()))

@@ -199,7 +199,7 @@ def test_classes_that_training_lacks_and_classes_of_one_image(run):
     }
     settings = asked(labels_per_class=2).settings
     opened = open_run(
-        run, None, settings, True, sources, data_with(), WHERE_TRAINED, reuse_classifiers=False
+        run, None, settings, False, sources, data_with(), WHERE_TRAINED, reuse_classifiers=False
     )
     before = {name: probed.network.digest() for name, probed in opened.probes.items()}
     card = make_card(opened, Wanted(ALL), settings)

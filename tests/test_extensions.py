@@ -55,6 +55,7 @@ def in_folder(folder, *arguments, status=0):
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_page_is_trained_and_probed_from_its_own_folder(elsewhere):
     folder, (trained, probed) = elsewhere
     assert "pretraining mine:Spread on multi_digits" in trained
@@ -66,6 +67,7 @@ def test_the_page_is_trained_and_probed_from_its_own_folder(elsewhere):
     assert info["extensions"]["method.name"]["name"] == "mine:Spread"
 
 
+@pytest.mark.slow
 def test_a_changed_or_missing_file_is_named(elsewhere, monkeypatch, capsys, caplog):
     """By one program as by another: what they share says it."""
     folder, _ = elsewhere

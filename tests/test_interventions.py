@@ -160,8 +160,15 @@ def test_bits_say_nothing_of_the_labels():
     assert np.abs(correlations).max() < 4 / np.sqrt(len(source))
 
 
-@pytest.mark.parametrize("order", ["aug_corrupt", "no_aug"])
-@pytest.mark.parametrize("name", ["local_shuffle", "shot_noise"])
+@pytest.mark.parametrize(
+    ("order", "name"),
+    [
+        ("no_aug", "local_shuffle"),
+        ("aug_corrupt", "shot_noise"),
+        pytest.param("no_aug", "shot_noise", marks=pytest.mark.slow),
+        pytest.param("aug_corrupt", "local_shuffle", marks=pytest.mark.slow),
+    ],
+)
 def test_supervised_runs_in_every_order(tmp_path, order, name):
     changes = {"corruption.name": name, "corruption.order": order, "corruption.per_image": True}
     state = pretrain(config_with("supervised", **changes), tmp_path / "run")

@@ -458,6 +458,7 @@ def test_several_processes_that_were_not_told_of_each_other_are_refused(monkeypa
         check_launched(False, "--probe.distributed")
 
 
+@pytest.mark.slow
 def test_the_table_comes_before_a_directory_that_takes_no_card(tmp_path):
     run = copied("supervised", tmp_path)
     (run / "evaluations").touch()

@@ -347,7 +347,12 @@ LAUNCHER = "import sys, local; local.SECONDS_TO_STOP = 1.0; sys.exit(local.launc
     ("error", "status", "said"),
     [
         ("UserError('mend this')", 2, "process 1:\nerror: mend this\n"),
-        ("ZeroDivisionError('a defect')", 1, "ZeroDivisionError: a defect\n"),
+        pytest.param(
+            "ZeroDivisionError('a defect')",
+            1,
+            "ZeroDivisionError: a defect\n",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["sentence", "traceback"],
 )

@@ -90,9 +90,14 @@ class Blueprint:
 
     def create(self, init_seed: int, mesh: Mesh) -> TrainState:
         """A fresh state as global arrays."""
-        # One jitted init: Orbax refuses host-local leaves, and eager init takes half a minute.
-        shardings = layout(mesh, self._shapes)
-        return jax.jit(self.init, out_shardings=shardings)(jnp.uint32(init_seed))
+        if mesh not in self._inits:
+            # One jitted init: Orbax refuses host-local leaves, and eager init takes half a minute.
+            self._inits[mesh] = jax.jit(self.init, out_shardings=layout(mesh, self._shapes))
+        return self._inits[mesh](jnp.uint32(init_seed))
+
+    @functools.cached_property
+    def _inits(self) -> dict[Mesh, Callable[[UInt[Array, ""]], TrainState]]:
+        return {}
 
     @functools.cached_property
     def _shapes(self) -> TrainState:

@@ -328,7 +328,7 @@ def test_grey_images_of_more_than_8_bits_are_refused(data_config, tmp_path, dtyp
         load(data_config("folder", tmp_path, 8), "train")
 
 
-# TFDS; more in test_sources_tfds.py.
+# TFDS; more in test_sources_tfds.py and test_own_tfds.py.
 
 
 COMMAND = "tfds build {} --data_dir={} --file_format=array_record"

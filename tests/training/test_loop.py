@@ -140,6 +140,7 @@ def test_epoch_hook(monkeypatch):
     assert float(method.rate[...]) == pytest.approx(run.config.hyper.learning_rate.value / 4)
 
 
+@pytest.mark.slow
 def test_the_loop_calls_the_hook_once_an_epoch_and_a_resumed_run_does_not_call_it_again(
     monkeypatch, tmp_path
 ):

@@ -100,6 +100,7 @@ def test_a_resumed_run_ends_the_same(method, tmp_path, with_it):
     ]
 
 
+@pytest.mark.slow
 def test_it_may_be_switched_on_and_off_and_begins_anew_for_another_layer(without, tmp_path, capsys):
     workdir = tmp_path / "run"
     pretrain(short(**{"run.stop_step": 3}), workdir)

@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 from tiny import Run, config_for
 
+from jaxssl.data.sources import load
 from jaxssl.distributed import data_mesh, global_batch, replicated
+from jaxssl.plan import make_spec, policy_of, resolve
+from jaxssl.programs import programs_of
+from jaxssl.training.schedules import Schedules
 from jaxssl.training.state import traced_scalars
 from jaxssl.training.step import compile_step
 
@@ -43,7 +47,7 @@ def arrays(state):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
-@pytest.mark.parametrize("method", ["simclr", "moco_v2"])
+@pytest.mark.parametrize("method", [pytest.param("simclr", marks=pytest.mark.slow), "moco_v2"])
 def test_two_members_are_two_runs_and_compile_once(method, lowerings):
     mesh = data_mesh(2)
     members = [
@@ -77,3 +81,47 @@ def test_two_members_are_two_runs_and_compile_once(method, lowerings):
             assert a.tobytes() == b.tobytes()
     first, second = (np.concatenate([x.ravel() for x in arrays(s.params)]) for s in states)
     assert np.abs(first - second).max() > 0.01
+
+
+def step_of(**changes):
+    config = config_for("simclr", epochs=1.0)
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    config = resolve(config)
+    policy, source = policy_of(config), load(config.data, "pretrain")
+    spec = make_spec(config, source, policy)
+    schedules = Schedules.from_config(config.hyper, config.epochs, spec.steps_per_epoch)
+    mesh = data_mesh(config.run.num_devices)
+    return programs_of(config, policy, schedules, spec, mesh).step
+
+
+def test_runs_that_differ_in_traced_numbers_alone_take_turns_through_one_program():
+    one = step_of()
+    for same in (
+        {"seed": 3},
+        {"hyper.temperature": 0.9},
+        {"hyper.learning_rate.value": 0.02},
+        {"run.stop_step": 2},
+    ):
+        assert step_of(**same) is one, same
+    for other in (
+        {"batch_size": 32},
+        {"encoder.width": 8},
+        {"method.head.out_dim": 8},
+        {"epochs": 2.0},
+        {"hyper.learning_rate.warmup_epochs": 0.5},
+        {"optimizer.momentum": 0.5},
+        {"views.global_crops.flip_p": 0.1},
+    ):
+        assert step_of(**other) is not one, other
+    assert step_of() is one
+    for other in (
+        {"corruption.name": "gamma"},
+        {"normalize.mean": (0.1,)},
+        {"randbit.num_bits": 3},
+        {"run.num_devices": 2},
+        {"data.train_examples": 640},
+    ):
+        assert step_of(**other) is not one, other
+    with jax.enable_x64(True):
+        assert step_of() is not one
