@@ -168,7 +168,7 @@ def pair_images(config, seed, batch):
     return [jax.jit(view)(batch) for view in make_pair_views(config, spec, seed)]
 
 
-@pytest.mark.parametrize("policy", ["multi_view", "overlap"])
+@pytest.mark.parametrize("policy", ["multi_view", pytest.param("overlap", marks=pytest.mark.slow)])
 def test_pair_views_are_the_policys_own_under_another_seed(policy):
     config = resolve(quickstart(f"batch=64,width=4,canvas=8,size=8,epochs=4,policy={policy}"))
     batch = load(config.data, "test").gather(np.arange(12))

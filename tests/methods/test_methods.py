@@ -30,7 +30,11 @@ def log_sum_exp(x):
     return np.log(np.exp(x - top).sum(axis=1)) + top[:, 0]
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["asymmetric", "symmetric"])
+@pytest.fixture(
+    scope="module",
+    params=[False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["asymmetric", "symmetric"],
+)
 def moco(request):
     config = config_for("moco_v2")
     with config.unlocked():
@@ -94,11 +98,14 @@ def test_moco_refuses_a_queue_that_the_keys_do_not_divide():
     with config.unlocked():
         config.method.queue_size = BATCH + 1
     run = Run(config)
-    state = run.blueprint.create(0, data_mesh(1))
+    views, hyper = run.views(0), run.scalars()
     with pytest.raises(
         UserError, match=r"--config.method.queue_size=65 must be a multiple of the 64 keys.*64"
     ):
-        loss_and_gradient(run.blueprint.graph, state, run.views(0), run.scalars())
+        jax.eval_shape(
+            lambda state: loss_and_gradient(run.blueprint.graph, state, views, hyper),
+            run.blueprint.abstract(data_mesh(1)),
+        )
 
 
 def test_moco_step_moves_the_teacher_by_its_decay_and_gives_it_no_gradient(moco):
@@ -141,7 +148,7 @@ def test_moco_teacher_keeps_statistics_of_its_own(moco):
     assert any((a != b).any() for a, b in zip(teachers, students, strict=True))
 
 
-@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_moco_shuffle_matters_only_to_grouped_batch_norm(groups):
     keys = {}
     for shuffle in (False, True):

@@ -316,7 +316,7 @@ def gradient_on_devices(count, groups):
     return jax.tree.map(np.asarray, compiled(*arguments)), compiled.cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_loss_gradient_and_statistics_do_not_depend_on_the_device_count(groups):
     with jax.enable_x64(True):
         ((loss, rest), gradient), flops = gradient_on_devices(1, groups)
