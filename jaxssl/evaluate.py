@@ -12,8 +12,8 @@ several seeds. Of three runs or more it says how L_a + L_u orders them by accura
 
 ``--watch`` evaluates each checkpoint of a running training as it lands, until its last step.
 Writes ``card.json`` and ``card.html`` into ``evaluations/evaluate-<step>/`` of each run, with what
-is asked for otherwise than by default appended to the folder's name, and a comparison into
-``--out``. Reads the runs and changes nothing in them.
+is asked for otherwise than by default appended to the folder's name, and a comparison beside the
+first card; all of it into ``--out`` where that is given. Changes nothing else in the runs.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from jaxssl.distributed import say
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
 from jaxssl.evaluation.card import Card, Wanted, chosen_sections, make_card
-from jaxssl.evaluation.comparison import Comparison, compare
+from jaxssl.evaluation.comparison import Comparison, check_same_images, compare
 from jaxssl.evaluation.frozen import read_spec
 from jaxssl.evaluation.opened import flags_asked, open_run, with_supervised
 from jaxssl.evaluation.pages import card_page, percent, plus_minus, run_names
@@ -57,7 +57,8 @@ class Asked:
       place: where the runs' own data lie now.
       baselines: also the untrained network and raw pixels.
       supervised: also the network of this run; None: of none.
-      keep_features: on disk, beside the run.
+      keep_features: on disk, beside the cards.
+      out: where cards and features go; None: to ``evaluations/`` of each run.
     """
 
     wanted: Wanted
@@ -67,15 +68,20 @@ class Asked:
     baselines: bool = True
     supervised: Path | None = None
     keep_features: bool = True
+    out: Path | None = None
 
 
-def evaluate(run: Path, step: int | None, asked: Asked) -> Card:
+def evaluate(
+    run: Path, step: int | None, asked: Asked, *, name: str = "", first: Card | None = None
+) -> Card:
     """Evaluates one checkpoint, prints what it found, and writes its card.
 
     Args:
       run: directory of a pretraining run.
       step: which checkpoint; None: the newest sound one.
       asked: what to do.
+      name: of the run's folder in ``asked.out``; "": its card lies there itself.
+      first: the card that this one is to stand beside, on the same test images.
 
     Raises:
       UserError: for whatever the user can mend.
@@ -92,6 +98,8 @@ def evaluate(run: Path, step: int | None, asked: Asked) -> Card:
         reuse_classifiers=not asked.settings.refit,
         store=_store(run, asked),
     )
+    if first is not None:
+        check_same_images(first, opened)
     if asked.supervised is not None:
         opened = with_supervised(
             opened,
@@ -104,6 +112,8 @@ def evaluate(run: Path, step: int | None, asked: Asked) -> Card:
     say(f"evaluating {run}, step {opened.restored.step}: {', '.join(asked.wanted.sections)}")
     with flags_asked(asked.data):  # the files of a large set are decoded only now
         card = make_card(opened, asked.wanted, asked.settings)
+    if asked.out is not None:
+        card = dataclasses.replace(card, folder=asked.out / name / card.folder.name)
     print_card(card)  # first, for the directory may be read-only
     card.write(card_page([card]))
     say(f"card: {card.folder / 'card.html'}")
@@ -111,7 +121,8 @@ def evaluate(run: Path, step: int | None, asked: Asked) -> Card:
 
 
 def _store(run: Path, asked: Asked) -> FeatureStore:
-    return FeatureStore(run / "evaluations" / "features" if asked.keep_features else None)
+    folder = run / "evaluations" if asked.out is None else asked.out
+    return FeatureStore(folder / "features" if asked.keep_features else None)
 
 
 def watch(run: Path, asked: Asked) -> list[int]:
@@ -178,7 +189,7 @@ def print_card(card: Card) -> None:
 
 def print_comparison(cards: Sequence[Card], comparison: Comparison) -> None:
     """The tables that fit a terminal; the page has the rest."""
-    names = run_names(cards)
+    names = run_names([card.content["run"] for card in cards])
     if comparison.differences:
         rows = [
             (
@@ -235,6 +246,7 @@ def asked_of(values: flags.FlagValues) -> Asked:
         values.baselines,
         as_path(values.supervised, "--supervised") if values.supervised else None,
         values.keep_features,
+        as_path(values.out, "--out") if values.out else None,
     )
 
 
@@ -251,25 +263,29 @@ def _main(values: flags.FlagValues) -> None:
     if values.probe.distributed:
         distributed.initialize("--probe.distributed")
     asked = asked_of(values)
-    out = as_path(values.out, "--out") if values.out else None
     cli.announce(f"evaluating {', '.join(map(str, runs))}: {', '.join(asked.wanted.sections)}")
     # Before the first exchange, so that what one process lacks ends all of them.
-    distributed.all_can("the runs and their data", lambda: _check(runs, asked, out))
+    distributed.all_can("the runs and their data", lambda: _check(runs, asked))
     if values.watch:
         watch(runs[0], asked)
         return
-    cards = [evaluate(run, values.step, asked) for run in runs]
+    names = run_names(list(map(str, runs))) if len(runs) > 1 else {}
+    cards: list[Card] = []
+    for run in runs:
+        name, first = names.get(str(run), ""), cards[0] if cards else None
+        cards.append(evaluate(run, values.step, asked, name=name, first=first))
     comparison = compare(cards)
     if jax.process_index() == 0:
         print_comparison(cards, comparison)
         if len(cards) > 1:
-            _write_comparison(out or cards[0].folder / "comparison", cards, comparison)
+            beside = cards[0].folder if asked.out is None else asked.out
+            _write_comparison(beside / "comparison", cards, comparison)
 
 
-def _check(runs: Sequence[Path], asked: Asked, out: Path | None) -> None:
+def _check(runs: Sequence[Path], asked: Asked) -> None:
     """Raises UserError unless this process may write, and one of several finds what it reads."""
-    if out is not None:
-        check_writable(out, "--out")
+    if asked.out is not None:
+        check_writable(asked.out, "--out")
     if asked.settings.distributed:  # one process hears of it soon enough, and opens them once
         supervised = [] if asked.supervised is None else [asked.supervised]
         for run in (*runs, *supervised):
@@ -297,8 +313,8 @@ if __name__ == "__main__":
     flags.DEFINE_bool("all", False, "Fingerprint with severities 1 to 5, not 3 alone.")
     flags.DEFINE_bool("refit", False, "Fingerprint with a classifier of each condition's own too.")
     flags.DEFINE_bool("watch", False, "Evaluate each checkpoint of a running training.")
-    flags.DEFINE_bool("keep_features", True, "Keep features beside the run for the next time.")
-    flags.DEFINE_string("out", "", "Folder of the comparison; beside the first card if not given.")
+    flags.DEFINE_bool("keep_features", True, "Keep features beside the cards for the next time.")
+    flags.DEFINE_string("out", "", "Folder for all that is written; in each run if not given.")
     flags.DEFINE_string("data_dir", "", "Where the run's own data lie now, if they were moved.")
     flags.DEFINE_string("digits_dir", "", "Where the digits of digit_on_image lie now.")
     cli.define_settings("probe", probe.default_config())

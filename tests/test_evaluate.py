@@ -155,7 +155,7 @@ def reference_refit(run, condition):
     return np.mean(fit.classifier.logits(features).argmax(axis=1) == labels)
 
 
-def test_a_supervised_run_on_other_images_is_refused(run, tmp_path):
+def test_a_run_on_other_images_is_refused_beside_another(run, card, tmp_path, monkeypatch):
     other = copied("supervised", tmp_path)
     content = json.loads((other / "config.json").read_text())
     content["config"]["data"]["test_fraction"] = 0.0
@@ -163,6 +163,9 @@ def test_a_supervised_run_on_other_images_is_refused(run, tmp_path):
     (other / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"--supervised=.* would be tested on other images"):
         evaluate(run, None, asked(("knn",), supervised=other))
+    monkeypatch.setattr("jaxssl.evaluate.make_card", lambda *_: pytest.fail("cost"))
+    with pytest.raises(UserError, match=rf"{other} would be tested on other images than {run}: "):
+        evaluate(other, None, asked(("knn",)), first=card)
 
 
 def npy_digits(folder):
@@ -350,6 +353,17 @@ def test_the_run_is_left_as_it_was(run, card):
     after = files(run)
     changed = {name for name in after if after[name] != before.get(name)}
     assert all("/evaluations/evaluate-" in name for name in changed)
+
+
+def test_cards_and_features_go_where_they_are_asked_to(run, card, tmp_path):
+    before = files(run)
+    wanted = dataclasses.replace(asked(("knn",), baselines=False), out=tmp_path / "cards")
+    there = evaluate(run, None, wanted, name="one")
+    assert there.folder.parent == tmp_path / "cards" / "one"
+    assert (there.folder / "card.html").exists()
+    assert list((tmp_path / "cards" / "features").iterdir())
+    assert files(run) == before
+    assert there.content["sections"]["knn"]["trained"] == card.content["sections"]["knn"]["trained"]
 
 
 def test_what_was_found_is_shown_before_it_is_written(run, card, capsys, monkeypatch):

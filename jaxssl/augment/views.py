@@ -8,6 +8,7 @@ are on.
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -106,6 +107,18 @@ def augment_view(
             "set --config.views.global_crops.jitter_p=0 and "
             "--config.views.global_crops.grayscale_p=0 (likewise of local_crops)."
         )
+    return _augmented(images, keys, augmentation, content, boxes)
+
+
+# Views of one recipe are traced once.
+@functools.partial(jax.jit, static_argnames="augmentation")
+def _augmented(
+    images: Array,
+    keys: Array,
+    augmentation: Augmentation,
+    content: Array,
+    boxes: Array | None,
+) -> tuple[Array, Array, Array]:
     drawn = jax.vmap(lambda key, part: draw_view(key, part[0], part[1], augmentation))(
         keys, content
     )

@@ -108,7 +108,7 @@ def open_npy(config: ConfigDict, published: str) -> NpySource:
         raise UserError(f"{path} holds {images.dtype} values: give numbers, such as uint8.")
     to_8_bits(images[:1], scale, str(path))
     labels_path, num_classes, targets = root / f"{prefix}_labels.npy", None, {}
-    if labels_path.is_file():
+    if labels_path.exists():
         labels = np.asarray(_mapped(str(labels_path)))
         check_target("label", labels, images.shape, str(labels_path))
         num_classes = _num_classes(root / "train_labels.npy")

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxssl.errors import UserError
 from jaxssl.evaluation.card import Card
+from jaxssl.evaluation.opened import Opened, are_other_images
 from jaxssl.evaluation.sections.predictions import interval_json
 from jaxssl.metrics.paired import (
     crossed_interval,
@@ -155,6 +156,15 @@ def _without_seeds(config: ConfigDict) -> str:
     for key in (*_SEEDS, *(key for key in MAY_CHANGE if "." not in key)):
         content.pop(key, None)
     return json.dumps(content, sort_keys=True, default=str)
+
+
+def check_same_images(first: Card, opened: Opened) -> None:
+    """Raises UserError, before anything is computed, if a run has other test images than a card."""
+    if are_other_images(first.content["data"]["test"], opened.parts["test"].identity):
+        raise UserError(
+            f"{opened.run} would be tested on other images than {first.content['run']}: name a set "
+            "for both by --data.name, or evaluate them one by one."
+        )
 
 
 def _check_same_images(first: Card, other: Card) -> None:

@@ -192,7 +192,7 @@ def with_supervised(
         run, None, settings, False, None, data, place, reuse_classifiers=False, store=store
     )
     ours, theirs = (found.parts["test"].identity for found in (opened, other))
-    if any(ours[key] != theirs[key] for key in _SAME_IMAGES):
+    if are_other_images(ours, theirs):
         raise UserError(
             f"--supervised={run} would be tested on other images than {opened.run}: name a set "
             "for both by --data.name, or a run on the same data."
@@ -201,7 +201,10 @@ def with_supervised(
     return dataclasses.replace(opened, probes={**opened.probes, "supervised": probed})
 
 
-_SAME_IMAGES = ("original_size", "examples", "positions_sha256", "classes_sha256")
+def are_other_images(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether two identities are of other test images, or of other classes of them."""
+    keys = ("original_size", "examples", "positions_sha256", "classes_sha256")
+    return any(ours[key] != theirs[key] for key in keys)
 
 
 def suitable_conditions(opening: Opening, split: str, *, every_severity: bool) -> list[Condition]:

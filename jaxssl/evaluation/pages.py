@@ -40,7 +40,7 @@ def plus_minus(cell: Cell, scale: float = 100.0, digits: int = 1) -> str:
 
 def card_page(cards: Sequence[Card], comparison: Comparison = ALONE) -> str:
     """One page for one run, or for several side by side."""
-    names = run_names(cards)
+    names = run_names([card.content["run"] for card in cards])
     heading = ", ".join(names.values())
     sections: list[tuple[str, Sequence[Part]]] = []
     if comparison.differences:
@@ -77,14 +77,13 @@ _TITLES = {
 }
 
 
-def run_names(cards: Sequence[Card]) -> dict[str, str]:
+def run_names(runs: Sequence[str]) -> dict[str, str]:
     """A short name for each run: the last parts of its path that tell them apart."""
-    paths = [card.content["run"] for card in cards]
     for parts in range(1, 10):
-        short = ["/".join(path.rstrip("/").split("/")[-parts:]) for path in paths]
-        if len(set(short)) == len(set(paths)):
+        short = ["/".join(path.rstrip("/").split("/")[-parts:]) for path in runs]
+        if len(set(short)) == len(set(runs)):
             break
-    return dict(zip(paths, short, strict=True))
+    return dict(zip(runs, short, strict=True))
 
 
 def _of_section(
