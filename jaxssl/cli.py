@@ -102,7 +102,24 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
         return 128 + signal.SIGPIPE, "the standard output was closed before the end."
     if isinstance(error, OSError):
         return (2, sentence) if (sentence := sentence_of(error)) else (1, None)
+    if isinstance(error, MemoryError) or _EXHAUSTED in str(error):
+        return 2, _out_of_memory(error)
     return 1, None
+
+
+_EXHAUSTED = "RESOURCE_EXHAUSTED"  # what XLA says of a device
+_TO_LOWER = {"config": "--config.batch_size", "probe": "--probe.feature_batch_size"}
+
+
+def _out_of_memory(error: BaseException) -> str:
+    """A sentence with the first line of the error."""
+    where = "on the device" if _EXHAUSTED in str(error) else "on this machine"
+    said = (str(error).splitlines() or [""])[0].strip().rstrip(".")
+    lower = [flag for name, flag in _TO_LOWER.items() if name in flags.FLAGS] or ["the batch"]
+    return (
+        f"there is not enough memory {where} ({said or type(error).__name__}): lower "
+        f"{' or '.join(lower)}, take smaller images or networks, or use more devices."
+    )
 
 
 def _let_go_of_output() -> None:

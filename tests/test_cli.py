@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
@@ -216,6 +217,17 @@ def test_what_a_file_system_refuses_is_a_sentence(number, sentence):
     assert (status, said[: len(sentence)]) == (2, sentence)
     assert sentence_of(OSError(errno.ENXIO, "a defect")) is None
     assert cli._explain(FileNotFoundError(errno.ENOENT, "a defect", "a/b")) == (1, None)
+
+
+def test_too_little_memory_is_a_sentence():
+    status, said = cli._explain(MemoryError("Unable to allocate 931. GiB"))
+    assert (status, said.count("\n")) == (2, 0)
+    assert "not enough memory on this machine (Unable to allocate 931. GiB): lower " in said
+    exhausted = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nAllocator: ...")
+    status, said = cli._explain(exhausted)
+    assert (status, said.count("\n")) == (2, 0)
+    assert "not enough memory on the device (RESOURCE_EXHAUSTED: Out of memory): lower " in said
+    assert cli._explain(jax.errors.JaxRuntimeError("INTERNAL: a defect")) == (1, None)
 
 
 def test_the_exit_status_says_what_ended_it():

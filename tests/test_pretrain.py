@@ -246,6 +246,10 @@ def test_refuses_a_foreign_directory(tmp_path):
             {"method.name": "moco_v2"},
             r"config.hyper has no ema, which --config.method.name=moco_v2",
         ),
+        (
+            {"encoder.width": 10**12},
+            r"the optimizer keeps of them take [\d,]+ GB and a cpu has [\d,]+ GB: make the encoder",
+        ),
         ({"encoder.width": 0}, r"--config.encoder.width=0 must be at least 1"),
         ({"encoder.bn_groups": 3}, r"64 images cannot make 3 equal BatchNorm groups"),
         (
