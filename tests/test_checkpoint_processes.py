@@ -124,6 +124,7 @@ with Checkpoints(directory, keep_last=2, keep_every=0) as checkpoints:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_save_and_restore_their_shards(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -72,7 +72,7 @@ def reference(run):
 @pytest.mark.parametrize(
     ("batch_size", "processes", "devices"),
     [
-        (64, 2, 2),
+        pytest.param(64, 2, 2, marks=pytest.mark.slow),
         (128, 2, 8),
         pytest.param(64, 1, 8, marks=pytest.mark.slow),
         pytest.param(128, 1, 1, marks=pytest.mark.slow),

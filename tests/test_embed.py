@@ -164,6 +164,7 @@ def test_what_does_not_fit_is_refused_in_words(change, data, said):
         embed(OLD, None, settings_with(**change), data_with(**data))
 
 
+@pytest.mark.slow
 def test_the_program_writes_a_file_that_numpy_reads(tmp_path):
     run = copied("simclr", tmp_path)
     arguments = ["--run", str(run), "--embed.split=test", "--out"]

@@ -178,6 +178,7 @@ def npy_digits(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_classes_that_training_lacks_and_classes_of_one_image(run):
     """Every number is one, or missing where there is none to give; JSON has no NaN."""
     rng = np.random.default_rng(0)

@@ -142,6 +142,7 @@ def test_only_the_test_split_is_told_another(shuffled_run):
     assert setting_name(told.test_corruption) == "gamma"
 
 
+@pytest.mark.slow
 def test_bits_reach_the_encoder_and_the_probe(tmp_path):
     config = config_with(**{"randbit.num_bits": 5})
     pretrain(config, tmp_path / "run")
@@ -175,6 +176,7 @@ def test_supervised_runs_in_every_order(tmp_path, order, name):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 def test_many_digits_are_trained_on_and_single_ones_probed(tmp_path):
     small = "digits=digits,canvas=32,sizes=8,evaluation_size=8,size=16,count=3"
     config = config_with()

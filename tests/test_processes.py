@@ -201,6 +201,7 @@ def rows_and_weights():
     return rows, rng.normal(size=(6, 4)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_processes_that_cannot_agree_all_end_in_the_same_sentence(tmp_path):
     done = run_pair(FAILS_TOGETHER, tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -181,6 +181,7 @@ def test_pair_views_are_the_policys_own_under_another_seed(policy):
     assert np.abs(found[0] - pair_images(config, 8, batch)[0]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_pair_is_of_the_end_of_the_schedules_and_of_two_global_crops():
     config = resolve(quickstart("batch=64,width=4,canvas=8,size=8,epochs=4,policy=overlap"))
     batch = load(config.data, "test").gather(np.arange(12))

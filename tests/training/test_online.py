@@ -116,6 +116,7 @@ def test_it_may_be_switched_on_and_off_and_begins_anew_for_another_layer(without
     assert bytes_of(state) == bytes_of(without[1])
 
 
+@pytest.mark.slow
 def test_it_is_sgd_with_nesterov_momentum_on_any_number_of_devices():
     """Against a loop in NumPy and float64, on features that are computed apart."""
     run = Run(config_for("simclr"))
