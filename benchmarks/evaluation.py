@@ -18,7 +18,6 @@ at scikit-learn's default tolerance, ten times the one that `jaxssl.evaluate` ha
 import argparse
 import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 import statistics
@@ -35,6 +34,7 @@ from evaluation_peers import BLOCK, L2, TOLERANCE, serve
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 D, CLASSES = 512, 10
+CARD_EPOCHS = 10  # of the SGD classifier; lightly's own default is 90
 Arrays = dict[str, np.ndarray]
 
 
@@ -121,58 +121,108 @@ def our_probe(files: Arrays) -> Callable[[], float]:
     return run
 
 
-# The fingerprint ----------------------------------------------------------------------------------
+# A run --------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def made_run() -> tuple[pathlib.Path, dict[str, Any]]:
-    """A run of one step on images of noise, and its splits."""
+def make_run(folder: pathlib.Path, width: int) -> None:
+    """A run of one step on images of ten overlapping classes, and its splits and weights."""
     from configs.pretrain.simclr import get_config
-    from jaxssl.data.examples import array_source
+    from jaxssl.distributed import data_mesh
+    from jaxssl.evaluation.frozen import restored_method
+    from jaxssl.leaves import named_leaves
     from jaxssl.pretrain import pretrain
-    from jaxssl.randomness import Split
 
     rng = np.random.default_rng(0)
-    sources = {}
-    for name, split, count in (
-        ("train", Split.TRAIN, 512),
-        ("validation", Split.VALIDATION, 128),
-        ("test", Split.TEST, 2000),
-    ):
-        images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
-        labels = {"label": np.arange(count) % CLASSES}
-        sources[name] = array_source("noise", split, images, labels, num_classes=CLASSES)
-    config = get_config("batch=128,width=16,epochs=1")
+    classes = rng.normal(size=(CLASSES, 32, 32, 3))
+    for split, count in (("train", 4000), ("validation", 128), ("test", 2000)):
+        labels = np.arange(count) % CLASSES
+        images = 128 + 32 * (0.4 * classes[labels] + rng.normal(size=(count, 32, 32, 3)))
+        np.save(folder / f"{split}_images.npy", images.clip(0, 255).astype(np.uint8))
+        np.save(folder / f"{split}_labels.npy", labels)
+    config = get_config(f"batch=128,width={width},epochs=1")
     with config.unlocked():
         config.evals.knn.every = 0.0
         config.run.stop_step = 1
-    folder = pathlib.Path(tempfile.mkdtemp()) / "run"
-    pretrain(config, folder, sources)
-    return folder, sources
+    pretrain(config, folder / "run", sources_in(folder))
+    arrays = restored_method(folder / "run", None, data_mesh(1)).network.arrays
+    weights = {
+        name.removesuffix("/value").removeprefix("encoder/"): np.asarray(leaf)
+        for tree in arrays
+        for name, leaf in named_leaves(tree).items()
+        if name.startswith("encoder/")
+    }
+    np.savez(folder / "weights.npz", **weights)
+    np.save(folder / "normalize.npy", [config.normalize.mean, config.normalize.std])
 
 
-def fingerprint_contestants() -> tuple[Callable[[], float], Callable[[], float]]:
-    """The fingerprint from images to its last interval, and the passes that it cannot spare."""
-    from jaxssl.evaluation.opened import open_run, suitable_conditions
-    from jaxssl.evaluation.probe import default_config
-    from jaxssl.evaluation.probe_data import WHERE_TRAINED, Opening, data_settings
-    from jaxssl.evaluation.sections import Predictions
-    from jaxssl.evaluation.sections.fingerprint import fingerprint
+def sources_in(folder: pathlib.Path) -> dict[str, Any]:
+    """The splits that `make_run` has written."""
+    from jaxssl.data.examples import array_source
+    from jaxssl.randomness import Split
+
+    return {
+        name: array_source(
+            "ten classes",
+            split,
+            np.load(folder / f"{name}_images.npy"),
+            {"label": np.load(folder / f"{name}_labels.npy")},
+            num_classes=CLASSES,
+        )
+        for name, split in (
+            ("train", Split.TRAIN),
+            ("validation", Split.VALIDATION),
+            ("test", Split.TEST),
+        )
+    }
+
+
+def opened_run(folder: pathlib.Path, settings: Any) -> Any:
+    """The run in a folder, opened for evaluation."""
+    from jaxssl.evaluation.opened import open_run
+    from jaxssl.evaluation.probe_data import WHERE_TRAINED, data_settings
     from jaxssl.storage import as_path
 
-    run, sources = made_run()
-    settings = default_config()
-    settings.lbfgs.max_iterations = 100
-    opened = open_run(
-        as_path(run, "run"),
+    return open_run(
+        as_path(folder / "run", "run"),
         None,
         settings,
         False,
-        sources,
+        sources_in(folder),
         data_settings(),
         WHERE_TRAINED,
         reuse_classifiers=False,
     )
+
+
+def our_card(folder: pathlib.Path) -> Callable[[], float]:
+    """kNN, the converged linear classifiers and that of SGD, from the checkpoint on."""
+    from jaxssl.evaluation.card import Wanted, make_card
+    from jaxssl.evaluation.probe import default_config
+
+    settings = default_config()
+    settings.sgd.epochs = CARD_EPOCHS
+
+    def run() -> float:
+        card = make_card(opened_run(folder, settings), Wanted(("linear", "knn")), settings)
+        return card.content["sections"]["knn"]["trained"]["as_is"]["moco"]
+
+    return run
+
+
+def fingerprint_contestants(
+    folder: pathlib.Path,
+) -> tuple[Callable[[], float], Callable[[], float]]:
+    """The fingerprint from images to its last interval, and the passes that it cannot spare."""
+    from jaxssl.evaluation.opened import suitable_conditions
+    from jaxssl.evaluation.probe import default_config
+    from jaxssl.evaluation.probe_data import Opening
+    from jaxssl.evaluation.sections import Predictions
+    from jaxssl.evaluation.sections.fingerprint import fingerprint
+
+    sources = sources_in(folder)
+    settings = default_config()
+    settings.lbfgs.max_iterations = 100
+    opened = opened_run(folder, settings)
     probed = opened.probes["trained"]
     conditions = suitable_conditions(opened.opening, "test", every_severity=False)
 
@@ -221,6 +271,16 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
+def quiet(run: Callable[[], float]) -> Callable[[], float]:
+    """The same, printing nothing where the answers go."""
+
+    def silent() -> float:
+        with contextlib.redirect_stdout(sys.stderr):
+            return run()
+
+    return silent
+
+
 # Measuring ----------------------------------------------------------------------------------------
 
 OURS = {
@@ -236,25 +296,29 @@ CONTESTS = {
     "uniformity": ("ours, U", "ours, U with its interval", "blocked NumPy"),
     "probe": ("ours, probe", "scikit-learn"),
     "fingerprint": ("fingerprint", "its forward passes"),
+    "card": ("kNN and linear", "lightly"),
 }
 TITLES = {
     "knn": "kNN, {bank:,} x {queries:,} features of 512, k=200",
     "uniformity": "U of {bank:,} features of 512",
     "probe": "L-BFGS probe, {bank:,} features of 512, 10 classes, accuracy on {queries:,}",
     "fingerprint": "Fingerprint of 2,000 images of 32 pixels, ResNet-18 of width 16",
+    "card": "kNN and linear classifier, 4,000 x 2,000 images of 32 pixels, ResNet-18 of width 16",
 }
-AGREE_TO = {"knn": 1e-3, "uniformity": 1e-3, "probe": 2e-3, "fingerprint": 0.0}
+AGREE_TO = {"knn": 1e-3, "uniformity": 1e-3, "probe": 2e-3, "fingerprint": 0.0, "card": 2e-3}
 
 
 def command_of(name: str, folder: str, peer_python: str) -> list[str] | None:
     """How a contestant is started; None if its interpreter lacks its module."""
-    if name in OURS or name in CONTESTS["fingerprint"]:
+    if name in OURS or name in (*CONTESTS["fingerprint"], *CONTESTS["card"][:1]):
         return [sys.executable, __file__, "--serve", name, folder]
     module = {"scikit-learn": "sklearn", "blocked NumPy": "numpy"}.get(name, name)
     looked = subprocess.run([peer_python, "-c", f"import {module}"], capture_output=True)
     if looked.returncode:
         print(f"  skipped: {peer_python} has no {module}")
         return None
+    if name == "lightly":
+        return [peer_python, str(HERE / "evaluation_lightly.py"), folder, str(CARD_EPOCHS)]
     return [peer_python, str(HERE / "evaluation_peers.py"), name, folder]
 
 
@@ -309,18 +373,23 @@ def main() -> None:
         memory_of(arguments.memory_of)
         return
     if arguments.serve:
-        name, folder = arguments.serve
+        name, folder = arguments.serve[0], pathlib.Path(arguments.serve[1])
         if name in OURS:
-            files = {path.stem: np.load(path) for path in pathlib.Path(folder).glob("*.npy")}
-            serve(OURS[name](files))
+            serve(OURS[name]({path.stem: np.load(path) for path in folder.glob("*.npy")}))
+        elif name in CONTESTS["card"]:
+            with contextlib.redirect_stdout(sys.stderr):
+                run = our_card(folder)
+            serve(quiet(run))
         else:
             with contextlib.redirect_stdout(sys.stderr):
-                pair = fingerprint_contestants()
+                pair = fingerprint_contestants(folder)
             serve(pair[CONTESTS["fingerprint"].index(name)])
         return
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         make(pathlib.Path(folder), arguments.bank, arguments.queries)
+        if {"fingerprint", "card"} & {*arguments.only}:
+            make_run(pathlib.Path(folder), 16)
         for section in (s for s in CONTESTS if s in arguments.only):
             title = TITLES[section].format(bank=arguments.bank, queries=arguments.queries)
             print(title, flush=True)
