@@ -15,7 +15,12 @@ from jaxssl.data.sources import load
 from jaxssl.data.splits import CorruptedSource, check_effects
 from jaxssl.errors import UserError
 from jaxssl.evaluation import probe
+from jaxssl.evaluation.conditions import conditions
 from jaxssl.evaluation.frozen import make_test_view
+from jaxssl.evaluation.opened import open_run
+from jaxssl.evaluation.probe_data import WHERE_TRAINED, data_settings
+from jaxssl.evaluation.sections import Predictions
+from jaxssl.evaluation.sections.fingerprint import fingerprint
 from jaxssl.linear_probe import linear_probe, open_splits
 from jaxssl.plan import resolve, splits_of
 from jaxssl.pretrain import pretrain
@@ -130,6 +135,40 @@ def test_the_probe_reads_the_corruption_from_the_run_and_can_be_told_another(shu
     assert path.parent.name.startswith("linear_probe-4-global_shuffle-seed=3-settings=")
     assert again["results"] == same["results"]
     assert json.loads(path.read_text())["settings"]["test_corruption"]["seed"] == 3
+
+
+def test_a_fingerprints_classifier_is_clean_whatever_the_run_was_trained_on(shuffled_run):
+    settings = quick_settings()
+    opened = open_run(
+        shuffled_run,
+        None,
+        settings,
+        False,
+        None,
+        data_settings(),
+        WHERE_TRAINED,
+        reuse_classifiers=False,
+    )
+    (probed,) = opened.probes.values()
+    found = [c for c in conditions((8, 8, 1)) if c.name in ("clean", "global 4")]
+    predictions = Predictions(opened.parts["test"].source.positions, probed.test.labels)
+    rows = fingerprint(probed, settings, predictions, found)
+    whole, shuffled = (rows[name]["accuracy"]["value"] for name in ("clean", "global 4"))
+    assert whole > shuffled + 0.2
+    # By features of images that were never shuffled, throughout.
+    embed = probed.network.through(opened.parts["test"].view, "pooled")
+    config = config_with()
+    clean = {}
+    for name, part in open_splits(config, settings, None).items():
+        batch = part.source.gather(np.arange(len(part.source)))
+        clean[name] = np.asarray(embed(batch)), batch["targets"]["label"]
+    how = {"max_iterations": settings.lbfgs.max_iterations, "tolerance": settings.lbfgs.tolerance}
+    l2, _ = probe.select_l2(
+        clean["train"], clean["validation"], 10, grid=settings.lbfgs.l2_grid, **how
+    )
+    fit = probe.fit_lbfgs(*clean["train"], 10, l2=l2, **how)
+    right = fit.classifier.logits(clean["test"][0]).argmax(axis=1) == clean["test"][1]
+    assert whole == pytest.approx(right.mean(), abs=0.01)
 
 
 def test_only_the_test_split_is_told_another(shuffled_run):

@@ -1,8 +1,8 @@
 """Runs side by side: differences over the same test images, and over seeds where there are several.
 
 Runs that differ in their seeds alone are one group. A group of one is compared image by image
-(McNemar's exact test and the paired bootstrap); groups of several are paired seed by seed too, and
-the interval is that of crossed random effects, seeds by images.
+(McNemar's exact test and the paired bootstrap); groups of several are paired seed by seed too, over
+the seeds that both have, and the interval is that of crossed random effects, seeds by images.
 
 Over three runs or more, seeds included, the losses of alignment and uniformity are ranked against
 the accuracy (Moon, Kim and Choi, BMVC 2022).
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxssl.distributed import say
 from jaxssl.errors import UserError
 from jaxssl.evaluation.card import Card
 from jaxssl.evaluation.opened import Opened, are_other_images
@@ -25,6 +26,7 @@ from jaxssl.metrics.paired import (
     difference,
     image_bootstrap,
     mcnemar,
+    seeds_needed,
     variance_removed,
 )
 from jaxssl.metrics.rank_correlation import kendall_interval
@@ -33,6 +35,7 @@ from jaxssl.run_directory import MAY_CHANGE
 _SEEDS = ("seed", "init_seed", "data_seed")
 
 
+HALF_WIDTHS = (0.01, 0.005)  # of a difference of accuracies, for which seeds are counted
 FEWEST_TO_RANK = 3  # two runs are in order or not, which says nothing
 
 
@@ -96,9 +99,9 @@ def differences(cards: Sequence[Card], seed: int) -> list[dict[str, Any]]:
       seed: of the bootstrap.
 
     Returns:
-      rows: ``first`` and ``second`` (runs), ``by``, the ``accuracy`` of either, ``difference``
-      (second minus first, an interval), and ``p_value`` or, of several seeds, ``seeds`` and
-      ``variance_removed``.
+      rows: ``first`` and ``second`` (the runs that are paired), ``by``, the ``accuracy`` of
+      either, ``difference`` (second minus first, an interval), and ``p_value`` or, of several
+      seeds, ``seeds``, ``variance_removed``, ``components`` and ``seeds_needed`` by half-width.
 
     Raises:
       UserError: if the cards are not of the same test images.
@@ -111,50 +114,75 @@ def differences(cards: Sequence[Card], seed: int) -> list[dict[str, Any]]:
         groups.setdefault(_without_seeds(card.config), []).append(card)
     reference, *others = groups.values()
     return [
-        row
+        _row(*pair, by, seed)
         for other in others
+        if (pair := _paired(reference, other)) is not None
         for by in first.predictions.of("trained")
-        if all(by in card.predictions.of("trained") for card in (*reference, *other))
-        if (row := _row(reference, other, by, seed)) is not None
+        if all(by in card.predictions.of("trained") for side in pair for card in side)
     ]
 
 
 def _row(first: Sequence[Card], second: Sequence[Card], by: str, seed: int) -> dict[str, Any]:
-    sides = [_table(group, by) for group in (first, second)]
     row: dict[str, Any] = {
         "first": [card.content["run"] for card in first],
         "second": [card.content["run"] for card in second],
         "by": by,
-        "accuracy": [float(side.mean()) for side in sides],
     }
-    seeds = min(len(first), len(second))
-    if seeds > 1:
-        one, two = (np.asarray(side[:seeds], np.float64) for side in sides)
+    one, two = (
+        np.stack([card.predictions.right("trained", by) for card in side])
+        for side in (first, second)
+    )
+    row["accuracy"] = [float(one.mean()), float(two.mean())]
+    if len(one) > 1:
+        one, two = (side.astype(np.float64) for side in (one, two))
         found = crossed_interval(two - one)
         return row | {
             "difference": interval_json(found.interval),
-            "seeds": seeds,
+            "seeds": len(one),
             "variance_removed": variance_removed(two, one),
             "components": found.components._asdict(),
+            "seeds_needed": {
+                str(width): seeds_needed(found.components, one.shape[1], width)
+                for width in HALF_WIDTHS
+            },
         }
-    pair = np.stack([sides[1][0], sides[0][0]], axis=1)
+    pair = np.stack([two[0], one[0]], axis=1)
     return row | {
         "difference": interval_json(image_bootstrap(pair, difference, seed=seed)),
-        "p_value": mcnemar(sides[0][0], sides[1][0]).p_value,
+        "p_value": mcnemar(one[0], two[0]).p_value,
     }
 
 
-def _table(group: Sequence[Card], by: str) -> np.ndarray:
-    """Whether each image was classified rightly [seeds, images]; seeds ascending."""
-    ordered = sorted(group, key=lambda card: [int(card.config[key]) for key in _SEEDS])
-    return np.stack([card.predictions.right("trained", by) for card in ordered])
+def _paired(
+    first: Sequence[Card], second: Sequence[Card]
+) -> tuple[Sequence[Card], Sequence[Card]] | None:
+    """The runs of two groups that have their seeds in common, in one order; None: there are none.
+
+    Two single runs are a pair whatever their seeds: over the images alone.
+    """
+    ones, twos = (
+        {tuple(int(card.config[key]) for key in _SEEDS): card for card in reversed(group)}
+        for group in (first, second)
+    )
+    common = sorted({*ones} & {*twos})
+    used = [*(ones[seeds] for seeds in common), *(twos[seeds] for seeds in common)]
+    if not common and len(ones) == len(twos) == 1:
+        return first[:1], second[:1]
+    unused = [card.content["run"] for card in (*first, *second) if card not in used]
+    if unused:
+        say(f"left out of a comparison, whose other side has no such seed: {', '.join(unused)}")
+    return (used[: len(common)], used[len(common) :]) if common else None
 
 
 def _without_seeds(config: ConfigDict) -> str:
     """What makes runs one group: all of the config that is a run's identity, but its seeds."""
     content = config.to_dict()
-    for key in (*_SEEDS, *(key for key in MAY_CHANGE if "." not in key)):
-        content.pop(key, None)
+    for key in (*_SEEDS, *MAY_CHANGE):
+        *groups, last = key.split(".")
+        group = content
+        for name in groups:
+            group = group.get(name, {})
+        group.pop(last, None)
     return json.dumps(content, sort_keys=True, default=str)
 
 

@@ -57,7 +57,37 @@ def test_runs_that_differ_in_their_seeds_alone_are_one_group():
     assert row["seeds"] == 4
     # Paired by seed, whatever the order on the command line.
     assert row["variance_removed"] > 0.5
+    assert 2 <= row["seeds_needed"]["0.01"] <= row["seeds_needed"]["0.005"]
     assert row["difference"]["low"] < -0.05 < row["difference"]["high"]
+
+
+def test_only_seeds_that_both_sides_have_are_paired(capsys):
+    """Two methods that are the same seed by seed, and seeds that differ much."""
+    lucks, shares = np.random.default_rng(1).random((3, IMAGES)), (0.4, 0.6, 0.9)
+
+    def group(name, rate, seeds):
+        return [card(f"{name}{s}", shares[s], seed=s, rate=rate, luck=lucks[s]) for s in seeds]
+
+    (row,) = differing([*group("a", 0.1, (0, 1, 2)), *group("b", 0.2, (1, 2))])
+    assert (row["first"], row["second"], row["seeds"]) == (["a1", "a2"], ["b1", "b2"], 2)
+    assert row["difference"]["value"] == 0
+    assert row["accuracy"][0] == row["accuracy"][1]
+    assert "no such seed: a0" in capsys.readouterr().out
+    (row,) = differing([*group("a", 0.1, (0, 1, 2)), *group("b", 0.2, (2,))])
+    assert (row["first"], row["second"]) == (["a2"], ["b2"])
+    assert (row["difference"]["value"], row["p_value"]) == (0, 1)
+    assert differing([*group("a", 0.1, (0, 1)), *group("b", 0.2, (2,))]) == []
+    # The same run twice is one.
+    one = group("a", 0.1, (0,))
+    (row,) = differing([*one, *one, *group("b", 0.2, (0,))])
+    assert row["first"] == ["a0"]
+
+
+def test_where_data_lie_makes_no_other_group():
+    cards = [card(f"a{s}", 0.8, seed=s) for s in (0, 1)]
+    for number, one in enumerate(cards):
+        one.config.data = ConfigDict({"name": "cifar10", "data_dir": f"place{number}"})
+    assert differing(cards) == []
 
 
 def test_other_images_and_other_labels_are_refused():

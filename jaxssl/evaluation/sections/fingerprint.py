@@ -1,9 +1,10 @@
 """The reliance fingerprint: what an encoder keeps of the test images when something is taken away.
 
-The classifier is fitted once, on clean features of the training images; only the test images are
-corrupted. A drop is paired: the same images, with and without. Where it is asked for, a second
-classifier is fitted on training images under the condition itself, which is the published test of
-runs that were trained on that corruption (arXiv:2206.05259, section 3.2).
+The classifier is fitted once, on clean features of the training images, those of a run that was
+trained on a corruption too; only the test images are corrupted. A drop is paired: the same images,
+with and without. Where it is asked for, a second classifier is fitted on training images under the
+condition itself, which is the published test of runs that were trained on that corruption
+(arXiv:2206.05259, section 3.2).
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool
 from ml_collections import ConfigDict
 
+from jaxssl.corruptions.apply import corruption_group
 from jaxssl.evaluation.conditions import CLEAN, Condition
 from jaxssl.evaluation.fits import Probed
 from jaxssl.evaluation.sections.geometry import uniformity_drop, uniformity_interval
@@ -40,7 +42,7 @@ def fingerprint(
     """For each condition accuracy, U, cosine to the clean features, and the drops.
 
     Args:
-      probed: the network; its classifier is the clean one.
+      probed: the network.
       settings: see `jaxssl.evaluation.probe.default_config`.
       predictions: takes the classes of each condition.
       conditions: what is done to the test images, nothing first.
@@ -52,13 +54,14 @@ def fingerprint(
       anew under ``refitted``; and ``seconds``.
     """
     labels = probed.test.labels
+    fitted = _on_clean(probed)
     clean: np.ndarray | None = None
     right_clean = np.zeros(0, bool)
     found: dict[str, Any] = {}
     for name, corruption in conditions:
         start = time.monotonic()
         features = probed.features_of(probed.opening.part(probed.split, corruption)).features
-        classes = probed.logits("lbfgs", features).argmax(axis=1)
+        classes = fitted.logits("lbfgs", features).argmax(axis=1)
         predictions.add(probed.name, f"linear {name}", classes)
         right = classes == labels
         if clean is None:
@@ -83,6 +86,19 @@ def fingerprint(
     return found
 
 
+def _on_clean(probed: Probed) -> Probed:
+    """The network with clean training images, whatever it was trained on itself."""
+    if probed.opening.config.corruption.name == "none":
+        return probed
+    return _among(probed, corruption_group())
+
+
+def _among(probed: Probed, corruption: ConfigDict) -> Probed:
+    """The network with training and held-out images under a corruption."""
+    parts = {name: probed.opening.part(name, corruption) for name in ("train", "validation")}
+    return dataclasses.replace(probed, parts={**probed.parts, **parts})
+
+
 def _accuracy(
     name: str, right_clean: Bool[np.ndarray, " n"], right: Bool[np.ndarray, " n"], seed: int
 ) -> dict[str, Any]:
@@ -97,8 +113,7 @@ def _accuracy(
 
 def _refitted(probed: Probed, corruption: ConfigDict, features: np.ndarray) -> np.ndarray:
     """The classes by a classifier fitted, and chosen, on images under a condition."""
-    parts = {name: probed.opening.part(name, corruption) for name in ("train", "validation")}
-    there = dataclasses.replace(probed, parts={**probed.parts, **parts}, saved=())
+    there = dataclasses.replace(_among(probed, corruption), saved=())
     return there.logits("lbfgs", features).argmax(axis=1)
 
 
