@@ -152,7 +152,6 @@ def make_run(folder: pathlib.Path, width: int) -> None:
         if name.startswith("encoder/")
     }
     np.savez(folder / "weights.npz", **weights)
-    np.save(folder / "normalize.npy", [config.normalize.mean, config.normalize.std])
 
 
 def sources_in(folder: pathlib.Path) -> dict[str, Any]:

@@ -87,8 +87,8 @@ def test_values_and_gradients_are_laxs(case):
 
 def test_bfloat16_rounds_as_laxs_does():
     for case in ("3x3", "1x1, stride 2"):
-        # One rounding to 8 bits apart.
-        assert distance(gradients, case, "bfloat16") <= 2**-8
+        # Two roundings to 8 bits apart: JAX 0.12 adds in another order than 0.10.
+        assert distance(gradients, case, "bfloat16") <= 2**-7
     ours, _, x, kernel, _ = problem("1x1", "bfloat16")
     assert ours(x, kernel).dtype == jnp.bfloat16
 
