@@ -226,6 +226,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     )
     recipes(config.views)
     check_order(config.views.policy, config.corruption.order)
+    check_plain(config.method.name, config.normalize)
     return config
 
 
@@ -309,6 +310,16 @@ def check_views(method: str, count: int) -> None:
             f"--config.method.name={method} takes {counted(takes, 'view')} and the config makes "
             f"{count}: set "
             f"--config.views.global_crops.count={takes} and no local crops."
+        )
+
+
+def check_plain(method: str, normalize: ConfigDict) -> None:
+    """Raises UserError if images are normalised and the method asks for images in [0, 1]."""
+    given = [f"--config.normalize.{name}={value}" for name, value in normalize.items() if value]
+    if given and method_class(method).PLAIN_IMAGES:
+        raise UserError(
+            f"--config.method.name={method} asks for images in [0, 1], and {' and '.join(given)} "
+            "moves them out: give --config.normalize.mean='()' and --config.normalize.std='()'."
         )
 
 
