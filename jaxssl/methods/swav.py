@@ -22,7 +22,7 @@ from jaxssl.methods.method import (
     Spec,
     projected_layers,
 )
-from jaxssl.methods.multi_crop import KEPT, check_kept, global_views, project_views
+from jaxssl.methods.multi_crop import KEPT, check_kept, check_pair, global_views, project_views
 from jaxssl.methods.prototypes import Prototypes
 from jaxssl.methods.queue import Queue
 from jaxssl.models import Encoder
@@ -62,7 +62,12 @@ class SwAV(Method):
         )
 
     def embed(self, views: Views, keys: Keys) -> Embeddings:
-        """Of every view its projections ``z`` [B, D] and ``scores`` [B, K], both a tuple."""
+        """Of every view its projections ``z`` [B, D] and ``scores`` [B, K], both a tuple.
+
+        Raises:
+          UserError: if there is one view alone.
+        """
+        check_pair(views.images)
         z = project_views(self.encoder, self.head, views.images)
         return {"z": z, "scores": tuple(self.prototypes(view) for view in z)}
 
