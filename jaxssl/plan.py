@@ -5,7 +5,7 @@ import dataclasses
 import fractions
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,7 +42,8 @@ from jaxssl.training.loop import Cadence, EpochHook, Fill
 from jaxssl.training.online import Online, make_online
 from jaxssl.training.optim import group_hyper
 from jaxssl.training.schedules import Schedules, check_hyper
-from jaxssl.training.state import Blueprint, traced_scalars
+from jaxssl.training.state import Blueprint, TrainState, traced_scalars
+from jaxssl.training.step import RESERVED_METRICS
 from jaxssl.words import counted
 
 UNSET = -1  # of init_seed and data_seed: as seed
@@ -154,7 +155,9 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Source] | None) -> Plan:
         shared = Setting(blueprint, opening, mesh, config.batch_size, layer)
         evals = make_evals(config.evals, shared, len(source))
         # Traced once, so that what does not fit is refused before the directory is made.
-        jax.eval_shape(programs.step, state, batch, hyper)
+        after, metrics = jax.eval_shape(programs.step, state, batch, hyper)
+    check_lasting(state, after)
+    check_logged(metrics, evals)
     if programs.fill is not None:
         jax.eval_shape(programs.fill, state, batch, jnp.int32(0), hyper)
     if programs.epoch_hook is not None:
@@ -223,6 +226,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     )
     recipes(config.views)
     check_order(config.views.policy, config.corruption.order)
+    check_plain(config.method.name, config.normalize)
     return config
 
 
@@ -307,6 +311,60 @@ def check_views(method: str, count: int) -> None:
             f"{count}: set "
             f"--config.views.global_crops.count={takes} and no local crops."
         )
+
+
+def check_plain(method: str, normalize: ConfigDict) -> None:
+    """Raises UserError if images are normalised and the method asks for images in [0, 1]."""
+    given = [f"--config.normalize.{name}={value}" for name, value in normalize.items() if value]
+    if given and method_class(method).PLAIN_IMAGES:
+        raise UserError(
+            f"--config.method.name={method} asks for images in [0, 1], and {' and '.join(given)} "
+            "moves them out: give --config.normalize.mean='()' and --config.normalize.std='()'."
+        )
+
+
+def check_lasting(before: TrainState, after: TrainState) -> None:
+    """Refuses a method whose variables are others after a step: no checkpoint would fit them.
+
+    Raises:
+      TypeError: naming the first one, as it is its author's mistake.
+    """
+
+    def forms(state: TrainState) -> dict[str, str]:
+        leaves = jax.tree_util.tree_leaves_with_path((state.params, state.rest))
+        return {
+            jax.tree_util.keystr(path[1:], simple=True, separator="/"): (
+                f"{leaf.dtype}{list(leaf.shape)}"
+            )
+            for path, leaf in leaves
+        }
+
+    old, new = forms(before), forms(after)
+    for path in sorted({*old, *new}):
+        one, other = (found.get(path, "missing") for found in (old, new))
+        if one != other:
+            raise TypeError(
+                f"the variable {path} of the method is {one} before a step and {other} after it: "
+                "keep what must survive in an nnx.Variable of one shape and dtype."
+            )
+
+
+def check_logged(metrics: Iterable[str], evals: Iterable[str]) -> None:
+    """Refuses an evaluation with the name of what a step logs: a resumed run would take it as done.
+
+    Args:
+      metrics: names of what a step logs.
+      evals: names of the evaluations of the run.
+
+    Raises:
+      UserError: naming it.
+    """
+    for name in evals:
+        if name in {*RESERVED_METRICS, *metrics}:
+            raise UserError(
+                f"--config.evals.{name} has the name of something that every step may log: give "
+                "the evaluation another name in the recipe."
+            )
 
 
 def check_letterbox(policy: str, source: Source) -> None:

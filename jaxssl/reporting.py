@@ -86,7 +86,7 @@ class MetricWriter:
         if not self._active:
             return
         row = {name: _number(value) for name, value in metrics.items()}
-        self._rows.write(json.dumps({"step": step, **row}).encode() + b"\n")
+        self._rows.write(json.dumps({"step": step} | row | {"step": step}).encode() + b"\n")
         self._rows.flush()
         values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
         self._add_event(step=step, summary=Summary(value=values))

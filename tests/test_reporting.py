@@ -39,6 +39,9 @@ def test_rows_are_in_the_file_at_once_and_exact(tmp_path):
         assert read_metrics(tmp_path) == [
             {"step": 20, "loss": float(np.float32(0.1)), "knn": 0.5, "count": 3}
         ]
+    with MetricWriter(tmp_path, 20) as writer:
+        writer.write(21, {"step": 0.5})
+    assert read_metrics(tmp_path)[-1] == {"step": 21}  # or no run could go on from here
     assert np.float32(read_metrics(tmp_path)[0]["loss"]) == np.float32(0.1)
     assert (20, "knn", 0.5) in scalars(tmp_path)
 

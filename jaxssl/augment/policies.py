@@ -235,8 +235,16 @@ def recipes(views: ConfigDict) -> tuple[Augmentation, ...]:
             made += [Augmentation(**group)] * count
             if second and count > 1:
                 made[1] = Augmentation(**group | second)
-    if not made:
+    if views.global_crops.count == 0:
         raise UserError("--config.views.global_crops.count=0 must be at least 1.")
+    large, small = made[0].size, made[-1].size
+    if len(made) > views.global_crops.count and small >= large:
+        # Methods know local views by their size, and would take these for global ones.
+        raise UserError(
+            f"--config.views.local_crops.size={small} must be below "
+            f"--config.views.global_crops.size={large}: lower it, or give "
+            "--config.views.local_crops.count=0."
+        )
     return tuple(made)
 
 
@@ -289,12 +297,6 @@ def check_policy(
     pair = pair_of(views.policy)
     if pair is None:
         return
-    count = len(recipes(views))
-    if count != 2:
-        raise UserError(
-            f"--config.views.policy={views.policy} makes two views and the config has {count}: "
-            "set --config.views.global_crops.count=2 and no local crops."
-        )
     for step, numbers in path.items():
         try:
             pair.check(height, width, *(numbers[name] for name in pair.hyper))
@@ -341,10 +343,16 @@ def make_policy(views: ConfigDict, finish: Finish, *, order: str) -> Policy:
       bit channels last.
 
     Raises:
-      UserError: if there is no such policy.
+      UserError: if there is no such policy, or it makes another number of views than the config.
     """
     pair = pair_of(views.policy)
     augmentations = recipes(views)
+    if pair is not None and len(augmentations) != 2:
+        none = " and --config.views.local_crops.count=0" if "local_crops" in views else ""
+        raise UserError(
+            f"--config.views.policy={views.policy} makes two views and the config has "
+            f"{len(augmentations)}: set --config.views.global_crops.count=2{none}."
+        )
 
     def policy(batch: Batch, hyper: Hyper) -> Views:
         if order == "no_aug":

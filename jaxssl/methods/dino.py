@@ -25,7 +25,7 @@ from jaxssl.methods.method import (
     projected_layers,
     teacher_layers,
 )
-from jaxssl.methods.multi_crop import global_views, project_views
+from jaxssl.methods.multi_crop import check_pair, global_views, project_views
 from jaxssl.methods.prototypes import WeightNormalized
 from jaxssl.models import Encoder
 from jaxssl.models.heads import build_head
@@ -70,7 +70,11 @@ class DINO(Method):
         """``student`` [B, K] of every view, ``teacher`` of the global ones, and what is watched.
 
         That is ``projection``: the student's [B, D] of the global views, before the last layer.
+
+        Raises:
+          UserError: if there is one view alone.
         """
+        check_pair(views.images)
         seen = global_views(views.images)
         projections = project_views(self.encoder, self.head, views.images)
         targets = project_views(self.teacher_encoder, self.teacher_head, seen)

@@ -24,10 +24,10 @@ from jaxssl.methods.method import (
     Spec,
     projected_layers,
 )
-from jaxssl.methods.multi_crop import project_views
+from jaxssl.methods.multi_crop import check_pair, project_views
 from jaxssl.models import Encoder
 from jaxssl.models.heads import build_head
-from jaxssl.ranges import AT_LEAST_TWO, NON_NEGATIVE, POSITIVE, TEMPERATURE, Ranges, check_ranges
+from jaxssl.ranges import NON_NEGATIVE, POSITIVE, TEMPERATURE, Ranges
 
 # What the loss takes from the config, under the same names.
 SETTINGS = (
@@ -71,7 +71,7 @@ class GeneralizedContrastive(Method):
         Raises:
           UserError: if there is one view alone.
         """
-        check_ranges("views.global_crops", {"count": len(views.images)}, {"count": AT_LEAST_TWO})
+        check_pair(views.images)
         return project_views(self.encoder, self.head, views.images)
 
     def objective(

@@ -90,12 +90,14 @@ class Method(nnx.Module):
       HYPER: the scalars that the method reads from ``hyper``, with their ranges.
       SETTINGS: the numbers that it reads from ``config.method``, with their ranges.
       VIEWS: how many views it takes; None: any number.
+      PLAIN_IMAGES: whether its loss asks for images in [0, 1], which are not normalised.
       encoder: the encoder that probes look at.
     """
 
     HYPER: ClassVar[Ranges] = {}
     SETTINGS: ClassVar[Ranges] = {}
     VIEWS: ClassVar[int | None] = None
+    PLAIN_IMAGES: ClassVar[bool] = False
 
     def __init__(self, config: ConfigDict, encoder: Encoder, spec: Spec, rngs: nnx.Rngs):
         """Keeps the encoder; a subclass builds what else it needs.

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from jaxssl.errors import UserError
 from jaxssl.methods.method import Projections
 from jaxssl.models import Encoder, ProjectionHead
+from jaxssl.ranges import AT_LEAST_TWO, check_ranges
 
 KEPT = 2  # global views whose past projections SwAV's queue and DeepCluster-v2's bank hold
 
@@ -17,6 +18,15 @@ Images = tuple[Float[Array, "b _h _w c"], ...]
 def global_views(images: Images) -> Images:
     """The views of the first one's size, which lead: those that see most of the image."""
     return tuple(itertools.takewhile(lambda view: view.shape == images[0].shape, images))
+
+
+def check_pair(images: Images) -> None:
+    """Refuses a single view, which has no other one to predict.
+
+    Raises:
+      UserError: naming the number of global views.
+    """
+    check_ranges("views.global_crops", {"count": len(images)}, {"count": AT_LEAST_TWO})
 
 
 def check_kept(images: Images) -> None:

@@ -26,7 +26,8 @@ from jaxssl.ranges import AT_LEAST_ONE, MOMENTUM, NON_NEGATIVE, POSITIVE, Ranges
 class VAE(Method):
     """Encoder, mean and log-variance of the latent, mirrored decoder; one view, its own target.
 
-    Images are to lie in [0, 1]: recipes do not normalise them. Bit channels are decoded too.
+    Images are to lie in [0, 1], so a config that normalises them is refused: the loss of others
+    has no lower bound. Bit channels are decoded too.
 
     Reads ``hyper["beta"]``, the weight of the divergence (arXiv:1312.6114 has 1).
     """
@@ -34,6 +35,7 @@ class VAE(Method):
     HYPER: ClassVar[Ranges] = {"beta": NON_NEGATIVE}
     SETTINGS: ClassVar[Ranges] = {"latent_dim": AT_LEAST_ONE, "image_size": AT_LEAST_ONE}
     VIEWS: ClassVar[int | None] = 1
+    PLAIN_IMAGES: ClassVar[bool] = True
 
     def __init__(self, config: ConfigDict, encoder: Encoder, spec: Spec, rngs: nnx.Rngs):
         super().__init__(config, encoder, spec, rngs)

@@ -45,12 +45,26 @@ def loss_and_gradient(
         method = merge(graph, params, state.rest)
         embeddings = method.embed(views, keys)
         loss, metrics = method.objective(embeddings, views, key, hyper)
-        metrics = metrics | _spread(method, embeddings)
         _check_metrics(metrics)
-        return loss, (metrics, split(method)[2])
+        return loss, (metrics | _spread(method, embeddings), kept(graph, method)[1])
 
     (loss, (metrics, rest)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     return loss, metrics, gradient, rest
+
+
+def kept(graph: nnx.GraphDef, method: Method) -> tuple[nnx.State, nnx.State]:
+    """The parameters and the other variables of a method after a step.
+
+    Raises:
+      TypeError: if anything else of it changed, which the next step would not see.
+    """
+    after, params, rest = split(method)
+    if after != graph:
+        raise TypeError(
+            f"{type(method).__name__} changed an attribute that is no nnx.Variable: keep what must "
+            "survive a step in an nnx.Variable, such as jaxssl.methods.method.Bank."
+        )
+    return params, rest
 
 
 def embedding_keys(views: Views, step: Int[Array, ""] | int, hyper: Mapping[str, Any]) -> Keys:
@@ -71,16 +85,26 @@ def _spread(method: Method, embeddings: Any) -> Metrics:
     return {"embedding_std": jnp.stack(stds).mean()} if stds else {}
 
 
-STEP_METRICS = ("loss", "learning_rate", "gradient_norm")
+RESERVED_METRICS = (
+    "step",
+    "loss",
+    "learning_rate",
+    "gradient_norm",
+    "embedding_std",
+    "images_per_second",
+    "online_loss",
+    "online_top1",
+)
+"""What a row of metrics holds of every run: no method and no evaluation may log it."""
 
 
 def _check_metrics(metrics: Metrics) -> None:
     """Raises ValueError for what cannot be logged: an author hears of it before training."""
     for name, value in metrics.items():
-        if name in STEP_METRICS or jnp.shape(value) != ():
+        if name in RESERVED_METRICS or jnp.shape(value) != ():
             raise ValueError(
                 f"The metric {name!r} of a method has shape {jnp.shape(value)}: it must be a "
-                f"scalar with a name other than {', '.join(STEP_METRICS)}."
+                f"scalar with a name other than {', '.join(RESERVED_METRICS)}."
             )
 
 
@@ -124,7 +148,7 @@ def make_step(
         )
         method = merge(blueprint.graph, optax.apply_updates(state.params, updates), rest)
         method.after_update(now)
-        _, params, rest = split(method)
+        params, rest = kept(blueprint.graph, method)
         metrics |= {
             "loss": loss,
             "learning_rate": now["learning_rate"],
@@ -179,7 +203,7 @@ def make_epoch_hook(
         method = merge(blueprint.graph, state.params, state.rest)
         key = step_key(hyper["init_seed"], Purpose.EPOCH, epoch)
         method.on_epoch(epoch, key, schedules.at(hyper, state.step))
-        _, params, rest = split(method)
+        params, rest = kept(blueprint.graph, method)
         return dataclasses.replace(state, params=params, rest=rest)
 
     return jax.jit(
@@ -206,7 +230,7 @@ def make_fill(
         embeddings = merge(blueprint.graph, state.params, state.rest).embed(views, keys)
         method = merge(blueprint.graph, state.params, state.rest)
         method.fill(embeddings, views)
-        _, params, rest = split(method)
+        params, rest = kept(blueprint.graph, method)
         return dataclasses.replace(state, params=params, rest=rest)
 
     whole, rows = replicated(mesh), sharded(mesh)

@@ -9,9 +9,9 @@ import pytest
 from quick_compilation import quick_jit
 
 from configs.common import base_config, schedule, view_group, view_policy
-from configs.pretrain import simclr
+from configs.pretrain import dino, simclr, swav
 from jaxssl.augment.augmentation import Augmentation
-from jaxssl.augment.policies import PAIRS, check_policy, policy_hyper
+from jaxssl.augment.policies import PAIRS, check_policy, policy_hyper, recipes
 from jaxssl.augment.spatial import centre_distance, intersection_area
 from jaxssl.corruptions import CORRUPTIONS, global_shuffle
 from jaxssl.corruptions.apply import Corruptor
@@ -277,7 +277,29 @@ def test_a_pair_needs_two_recipes():
     config.views = view_group((RECIPE,))
     config.views.policy = "patch"
     with pytest.raises(UserError, match="makes two views and the config has 1"):
-        checked(config)
+        policy_of(config)
+    config = swav.get_config("preset=multicrop,policy=overlap")
+    said = "config has 8: set .*global_crops.count=2 and --config.views.local_crops.count=0"
+    with pytest.raises(UserError, match=said):
+        policy_of(config)
+    config.views.local_crops.count = 0
+    policy_of(config)
+
+
+def test_a_local_view_is_smaller_than_a_global_one():
+    """By their size methods tell them apart, and all would be global."""
+    config = dino.get_config("preset=vit")
+    config.views.local_crops.size = 32
+    with pytest.raises(UserError, match=r"local_crops.size=32 must be below --config.views.glob"):
+        policy_of(config)
+    config.views.local_crops.count = 0
+    policy_of(config)
+    config.views.update({"global_crops": {"count": 0}, "local_crops": {"count": 6, "size": 16}})
+    with pytest.raises(UserError, match=r"global_crops.count=0 must be at least 1"):
+        policy_of(config)
+    for argument, size in (("size=16,patch=4", 8), ("size=32", 16), ("size=24,patch=8", 8)):
+        config = dino.get_config(f"preset=vit,{argument}")
+        assert recipes(config.views)[-1].size == size
 
 
 def test_a_square_larger_than_a_narrow_image_is_refused():

@@ -61,6 +61,38 @@ class ReadsUndeclared(Masked):
         return hyper["temprature"] * embeddings["maps"]["h"].mean(), {}
 
 
+class TakesARowsName(Masked):
+    def objective(self, embeddings, views, key, hyper):
+        return embeddings["maps"]["h"].mean(), {"step": hyper["ema"]}
+
+
+class TakesTheSpreadsName(Masked):
+    def objective(self, embeddings, views, key, hyper):
+        return embeddings["maps"]["h"].mean(), {"embedding_std": hyper["ema"]}
+
+
+class TakesAnEvaluationsName(Masked):
+    def objective(self, embeddings, views, key, hyper):
+        return embeddings["maps"]["h"].mean(), {"knn": hyper["ema"]}
+
+
+class CountsByItself(Masked):
+    calls = 0
+
+    def after_update(self, hyper):
+        self.calls = self.calls + 1
+
+
+class KeepsAnArray(Masked):
+    def after_update(self, hyper):
+        self.last = hyper["ema"]
+
+
+class Narrows(Masked):
+    def after_update(self, hyper):
+        self.seen.set_value(self.seen[...].astype(jnp.bfloat16))
+
+
 def config_of(monkeypatch, method):
     monkeypatch.setitem(METHODS, "masked", method)
     config = config_for("simclr")
@@ -131,6 +163,33 @@ def test_an_authors_mistake_keeps_its_own_error(monkeypatch, tmp_path, method, e
         pretrain(config_of(monkeypatch, method), tmp_path / "run")
     assert not isinstance(caught.value, UserError)
     assert "objective" in [entry.name for entry in caught.traceback]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "sentence"),
+    [
+        (TakesARowsName, ValueError, "The metric 'step' of a method"),
+        (TakesTheSpreadsName, ValueError, "The metric 'embedding_std' of a method"),
+        (TakesAnEvaluationsName, UserError, r"--config\.evals\.knn has the name of something"),
+        (CountsByItself, TypeError, "CountsByItself changed an attribute that is no nnx.Variable"),
+        (KeepsAnArray, TypeError, "KeepsAnArray changed an attribute that is no nnx.Variable"),
+        (
+            Narrows,
+            TypeError,
+            r"the variable seen.* of the method is float32\[\] before a step and bfloat16",
+        ),
+    ],
+)
+def test_what_would_be_lost_is_refused_before_training(
+    monkeypatch, tmp_path, method, error, sentence
+):
+    """A name that a row has already, and what the next step would not see."""
+    config = config_of(monkeypatch, method)
+    with config.unlocked():
+        config.evals.knn.update(every=1.0, protocol="dino")
+    with pytest.raises(error, match=sentence):
+        pretrain(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

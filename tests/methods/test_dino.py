@@ -4,11 +4,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from crops import GLOBAL, VIEWS, entropy, features_of, method_of, softmax, step, unit, views_of
+from crops import (
+    GLOBAL,
+    VIEWS,
+    entropy,
+    features_of,
+    keys_of,
+    method_of,
+    softmax,
+    step,
+    unit,
+    views_of,
+)
 from flax import nnx
 from tiny import Run, config_for
 
 from jaxssl.distributed import data_mesh
+from jaxssl.errors import UserError
 from jaxssl.methods.method import Teacher
 from jaxssl.methods.multi_crop import global_views
 
@@ -128,3 +140,11 @@ def test_the_recipe_freezes_the_last_layer_in_the_first_epoch(method):
         made = nnx.to_pure_dict(updates(run.scalars(number))[0])
         assert bool(np.any(made.pop(path)["kernel"])) == moves
         assert all(np.all(leaf) for leaf in jax.tree.leaves(made))
+
+
+@pytest.mark.parametrize("name", ["dino", "swav"])
+def test_a_view_alone_has_nothing_to_predict(name):
+    own = {"sinkhorn_iterations": 1, "queue_size": 0} if name == "swav" else {}
+    method = method_of(name, "float32", num_prototypes=7, **own)
+    with pytest.raises(UserError, match=r"^--config.views.global_crops.count=1 must be at least 2"):
+        method.embed(views_of(features_of(views=1)), keys_of())

@@ -14,6 +14,7 @@ from jaxssl.distributed import data_mesh
 from jaxssl.errors import UserError
 from jaxssl.models import LayerSettings, build_encoder
 from jaxssl.models.decoders import MirroredDecoder, stage_shapes
+from jaxssl.plan import resolve
 from jaxssl.training.state import merge
 from jaxssl.training.step import embedding_keys
 
@@ -102,6 +103,16 @@ def test_views_of_another_size_are_refused(vae):
     views = dataclasses.replace(run.views(0), images=(jnp.zeros((BATCH, 12, 12, 1)),))
     with pytest.raises(UserError, match=r"--config.method.image_size to --config.views.global"):
         embedded(run, state, views, run.keys(0))
+
+
+def test_normalised_images_are_refused():
+    """Outside [0, 1] the likelihood has no upper bound."""
+    config = config_for("vae")
+    resolve(config)
+    config.normalize.std = (0.2,)
+    said = r"and --config\.normalize\.std=\(0\.2,\) moves.* --config\.normalize\.mean='\(\)' and"
+    with pytest.raises(UserError, match=said):
+        resolve(config)
 
 
 def settings(groups=1):
