@@ -87,7 +87,7 @@ def run_names(runs: Sequence[str]) -> dict[str, str]:
 
     A name may be that of a folder below another: it holds no ``..`` and begins with no ``/``.
     """
-    paths = [_parts(run) for run in runs]
+    paths = [parts_of(run) for run in runs]
     for parts in range(1, max(map(len, paths)) + 1):
         short = ["/".join(path[-parts:]) for path in paths]
         if len(set(short)) == len(set(paths)):
@@ -95,7 +95,7 @@ def run_names(runs: Sequence[str]) -> dict[str, str]:
     return dict(zip(runs, short, strict=True))
 
 
-def _parts(run: str) -> tuple[str, ...]:
+def parts_of(run: str) -> tuple[str, ...]:
     """Of the whole path of a run, wherever the program was started."""
     whole = run.partition("://")[2] if "://" in run else os.path.abspath(run)
     return tuple(part for part in whole.split("/") if part not in ("", ".", "..")) or ("run",)
