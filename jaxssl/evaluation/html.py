@@ -8,6 +8,7 @@ import html
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.figure
 from matplotlib import rc_context
@@ -119,7 +120,7 @@ def page(title: str, sections: Sequence[tuple[str, Sequence[Part]]]) -> str:
     )
 
 
-PLAIN = {"text.parse_math": False}
+PLAIN: dict[Any, Any] = {"text.parse_math": False}
 """Settings of matplotlib under which a name with ``$`` is drawn as it is."""
 
 
