@@ -13,10 +13,12 @@ several seeds. Of three runs or more it says how L_a + L_u orders them by accura
 ``--watch`` evaluates each checkpoint of a running training as it lands, until its last step.
 Writes ``card.json`` and ``card.html`` into ``evaluations/evaluate-<step>/`` of each run, with what
 is asked for otherwise than by default appended to the folder's name, and a comparison beside the
-first card; all of it into ``--out`` where that is given. Changes nothing else in the runs.
+first card. Where ``--out`` is given, all of it goes there, into a folder named after each run and
+one after each comparison. Changes nothing else in the runs.
 """
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -34,16 +36,18 @@ from jaxssl.evaluation.card import Card, Wanted, chosen_sections, make_card
 from jaxssl.evaluation.comparison import Comparison, check_same_images, compare
 from jaxssl.evaluation.frozen import read_spec
 from jaxssl.evaluation.opened import flags_asked, open_run, with_supervised
-from jaxssl.evaluation.pages import card_page, percent, plus_minus, run_names
+from jaxssl.evaluation.pages import card_page, parts_of, percent, plus_minus, run_names
 from jaxssl.evaluation.probe_data import Place, data_settings
 from jaxssl.evaluation.sections import FINGERPRINT
 from jaxssl.evaluation.store import FeatureStore
 from jaxssl.linear_probe import check_data, check_settings
+from jaxssl.manifest import damage_of
 from jaxssl.reporting import print_table, text_table
-from jaxssl.run_directory import read_config
+from jaxssl.run_directory import has_config, read_config
 from jaxssl.storage import Path, as_path, check_writable, write_json, write_whole
 
 SECONDS_BETWEEN_LOOKS = 20.0
+_LONGEST_NAME = 80  # letters of the runs in the name of a comparison's folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +62,8 @@ class Asked:
       baselines: also the untrained network and raw pixels.
       supervised: also the network of this run; None: of none.
       keep_features: on disk, beside the cards.
-      out: where cards and features go; None: to ``evaluations/`` of each run.
+      out: where features go, and cards in folders named after the runs; None: to ``evaluations/``
+        of each run.
     """
 
     wanted: Wanted
@@ -80,13 +85,14 @@ def evaluate(
       run: directory of a pretraining run.
       step: which checkpoint; None: the newest sound one.
       asked: what to do.
-      name: of the run's folder in ``asked.out``; "": its card lies there itself.
+      name: of the run's folder in ``asked.out``; "": that of its directory.
       first: the card that this one is to stand beside, on the same test images.
 
     Raises:
       UserError: for whatever the user can mend.
     """
     check_settings(asked.settings)
+    _check_neighbours(asked.settings)
     opened = open_run(
         run,
         step,
@@ -113,11 +119,26 @@ def evaluate(
     with flags_asked(asked.data):  # the files of a large set are decoded only now
         card = make_card(opened, asked.wanted, asked.settings)
     if asked.out is not None:
-        card = dataclasses.replace(card, folder=asked.out / name / card.folder.name)
+        card = dataclasses.replace(card, folder=asked.out / (name or _name(run)) / card.folder.name)
     print_card(card)  # first, for the directory may be read-only
     card.write(card_page([card]))
     say(f"card: {card.folder / 'card.html'}")
     return card
+
+
+def _check_neighbours(settings: ConfigDict) -> None:
+    """Refuses what the section has no use for and the card's name would tell all the same."""
+    default = probe.default_config()
+    for key in ("protocol", "knn_k"):
+        if settings[key] != default[key]:
+            raise UserError(
+                f"--probe.{key}={settings[key]} has no effect here, where kNN is by every named "
+                "protocol: leave it out, or use python -m jaxssl.linear_probe."
+            )
+
+
+def _name(run: Path) -> str:
+    return run_names([str(run)])[str(run)]
 
 
 def _store(run: Path, asked: Asked) -> FeatureStore:
@@ -128,7 +149,8 @@ def _store(run: Path, asked: Asked) -> FeatureStore:
 def watch(run: Path, asked: Asked) -> list[int]:
     """Evaluates each checkpoint of a run as it lands, until that of its last step.
 
-    One that the run removes before it is read is passed over.
+    Waits for the run to begin. A checkpoint that the run removes before it is read, or that is
+    damaged, is passed over, and said.
 
     Returns:
       the steps that were evaluated.
@@ -136,6 +158,7 @@ def watch(run: Path, asked: Asked) -> list[int]:
     Raises:
       UserError: for whatever the user can mend.
     """
+    wait_for_start(run)
     done: list[int] = []
     gone: set[int] = set()
     checkpoints = CheckpointReader(run / "checkpoints")
@@ -147,13 +170,34 @@ def watch(run: Path, asked: Asked) -> list[int]:
                 evaluate(run, step, asked)
                 done.append(step)
             except UserError:
-                now = distributed.agree("the checkpoints that are left", checkpoints.steps)
-                if step in now:
+                why = _why_unreadable(checkpoints, step)
+                if why is None:
                     raise
+                say(f"step {step} of {run} is passed over: its checkpoint {why}")
                 gone.add(step)
         if _last_step(run) in {*done, *gone}:
             return done
         time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def wait_for_start(run: Path) -> None:
+    """Returns once the run has written its config; each process looks for itself."""
+    if not has_config(run):
+        cli.announce(f"waiting for {run} to begin: it has no config.json yet")
+    while not has_config(run):
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _why_unreadable(checkpoints: CheckpointReader, step: int) -> str | None:
+    """What became of a checkpoint, a clause; None: it can be read."""
+
+    def look() -> str | None:
+        if step not in checkpoints.steps():
+            return "was removed before it was read"
+        damage = damage_of(checkpoints.directory / str(step))
+        return None if damage is None else f"is damaged ({damage})"
+
+    return distributed.agree("what became of a checkpoint", look)
 
 
 def _last_step(run: Path) -> int:
@@ -264,6 +308,8 @@ def _main(values: flags.FlagValues) -> None:
         distributed.initialize("--probe.distributed")
     asked = asked_of(values)
     cli.announce(f"evaluating {', '.join(map(str, runs))}: {', '.join(asked.wanted.sections)}")
+    if values.watch:
+        wait_for_start(runs[0])
     # Before the first exchange, so that what one process lacks ends all of them.
     distributed.all_can("the runs and their data", lambda: _check(runs, asked))
     if values.watch:
@@ -278,18 +324,46 @@ def _main(values: flags.FlagValues) -> None:
     if jax.process_index() == 0:
         print_comparison(cards, comparison)
         if len(cards) > 1:
-            beside = cards[0].folder if asked.out is None else asked.out
-            _write_comparison(beside / "comparison", cards, comparison)
+            _write_comparison(_folder_of_comparison(cards, asked.out), cards, comparison)
+
+
+def _folder_of_comparison(cards: Sequence[Card], out: Path | None) -> Path:
+    """Beside the first card, or in ``out`` under the names of the runs and what was asked for."""
+    first = cards[0].folder
+    if out is None:
+        return first / "comparison"
+    runs = [card.content["run"] for card in cards]
+    names = "+".join(run_names(runs).values())
+    if len(names) > _LONGEST_NAME or "/" in names:
+        whole = "+".join("/".join(parts_of(run)) for run in runs)
+        names = hashlib.sha256(whole.encode()).hexdigest()[:16]
+    return out / f"comparison-{names}" / first.name
 
 
 def _check(runs: Sequence[Path], asked: Asked) -> None:
     """Raises UserError unless this process may write, and one of several finds what it reads."""
+    _check_neighbours(asked.settings)
     if asked.out is not None:
         check_writable(asked.out, "--out")
+    else:
+        for run in runs:
+            _check_holds_cards(run)
     if asked.settings.distributed:  # one process hears of it soon enough, and opens them once
         supervised = [] if asked.supervised is None else [asked.supervised]
         for run in (*runs, *supervised):
             check_data(run, asked.settings, asked.data, asked.place)
+
+
+def _check_holds_cards(run: Path) -> None:
+    if not has_config(run):
+        return  # `open_run` says what it is instead of a run
+    try:
+        check_writable(run / "evaluations", "--run")
+    except UserError as error:
+        raise UserError(
+            f"--run={run} takes no card, for {run / 'evaluations'} is no directory that you may "
+            "write to: give --out with a directory for the cards."
+        ) from error
 
 
 def _write_comparison(folder: Path, cards: Sequence[Card], comparison: Comparison) -> None:

@@ -232,8 +232,8 @@ def test_the_cost_is_said_before_it_is_paid(run, capsys, monkeypatch):
     assert "--refit: 24 fits more, each on 1,437 images of its own = 34,488 images" in said
 
 
-def test_checkpoints_are_evaluated_as_they_land_and_those_removed_passed_over(
-    run, tmp_path, monkeypatch
+def test_checkpoints_are_evaluated_as_they_land_and_those_lost_passed_over(
+    run, tmp_path, monkeypatch, capsys
 ):
     growing = tmp_path / "run"
     shutil.copytree(run, growing, ignore=shutil.ignore_patterns("evaluations"))
@@ -273,8 +273,10 @@ def test_checkpoints_are_evaluated_as_they_land_and_those_removed_passed_over(
     cards = {path.name.partition("-settings")[0] for path in (growing / "evaluations").iterdir()}
     assert {"evaluate-6", "evaluate-7", "evaluate-8"} <= cards
     (steps / "6" / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match="is damaged"):
-        watch(growing, asked(("geometry",), baselines=False))
+    capsys.readouterr()
+    assert watch(growing, asked(("geometry",), baselines=False)) == [7, 8]
+    said = capsys.readouterr().out
+    assert f"step 6 of {growing} is passed over: its checkpoint is damaged (manifest" in said
 
 
 def test_three_runs_say_whether_the_losses_order_them(card):
@@ -359,8 +361,8 @@ def test_the_run_is_left_as_it_was(run, card):
 def test_cards_and_features_go_where_they_are_asked_to(run, card, tmp_path):
     before = files(run)
     wanted = dataclasses.replace(asked(("knn",), baselines=False), out=tmp_path / "cards")
-    there = evaluate(run, None, wanted, name="one")
-    assert there.folder.parent == tmp_path / "cards" / "one"
+    there = evaluate(run, None, wanted)
+    assert there.folder.parent == tmp_path / "cards" / run.name
     assert (there.folder / "card.html").exists()
     assert list((tmp_path / "cards" / "features").iterdir())
     assert files(run) == before

@@ -254,18 +254,23 @@ def settings_names(settings: ConfigDict) -> list[str]:
             names.append(f"{key}={settings[key]:g}")
     if settings.test_corruption.name != AS_TRAINED:
         names.append(setting_name(settings.test_corruption))
-    changed = _changed(settings)
+    changed = changed_settings(settings, _NAMED_APART)
     if len(changed) > SPELLED_OUT or any(isinstance(value, tuple) for value in changed.values()):
         told = json.dumps(changed, sort_keys=True).encode()
         return [*names, f"settings={hashlib.sha256(told).hexdigest()[:8]}"]
     return [*names, *(f"{key}={file_name(str(value))}" for key, value in changed.items())]
 
 
-def _changed(settings: ConfigDict) -> dict[str, Any]:
-    """The other settings that differ from the defaults, by their dotted keys."""
+def changed_settings(settings: ConfigDict, without: Sequence[str] = ()) -> dict[str, Any]:
+    """What of the settings is measured otherwise than by default, by dotted keys.
+
+    Args:
+      settings: see `jaxssl.evaluation.probe.default_config`.
+      without: keys that are not looked at.
+    """
     changed: dict[str, Any] = {}
     for key, default in default_config().items():
-        if key in _NAMED_APART or key in _NOT_MEASURED:
+        if key in without or key in _NOT_MEASURED:
             continue
         inner = {f"{key}.{k}": k for k in default} if isinstance(default, ConfigDict) else {}
         if not inner and settings[key] != default:

@@ -93,6 +93,7 @@ class Probed:
         embed = self._embed(part.view, self.layer)
         key = {
             "network_sha256": self._digest,
+            "computes": self.network.computes,
             "layer": self.layer,
             "target": self.settings.target,
             "data": part.compared,
@@ -127,17 +128,8 @@ class Probed:
 
     @functools.cached_property
     def train(self) -> FeatureSet:
-        """Of the training images; refused if a class has too few for ``lbfgs_few``."""
-        train = self.features_of(self.parts["train"])
-        counts = np.bincount(train.labels)
-        fewest, asked = int(counts[counts > 0].min()), self.settings.labels_per_class
-        if fewest < asked:
-            raise UserError(
-                f"--probe.labels_per_class={asked} but a class has only "
-                f"{counted(fewest, 'training image')}: "
-                f"give --probe.labels_per_class={fewest} or less."
-            )
-        return train
+        """Of the training images."""
+        return self.features_of(self.parts["train"])
 
     @functools.cached_property
     def validation(self) -> FeatureSet:
@@ -179,8 +171,13 @@ class Probed:
 
         ``lbfgs`` (all labels), ``lbfgs_few`` (the first ``settings.labels_per_class`` of each
         class), if that is not 0, and ``sgd`` (the published protocol), if it has an epoch.
+
+        Raises:
+          UserError: before the first fit, if a class has too few images for ``lbfgs_few``.
         """
         asked = {"lbfgs_few": self.settings.labels_per_class, "sgd": self.settings.sgd.epochs}
+        if asked["lbfgs_few"] and self._saved("lbfgs_few") is None:
+            check_few(self)
         for name in FITS:
             if name not in asked or asked[name]:
                 yield name, self.classifier(name)
@@ -194,22 +191,28 @@ class Probed:
         """A classifier by its name, a saved one where it is of the very same fit."""
         if name in self.fitted:
             return self.fitted[name]
-        key = self._key(name)
-        found = next((entry for entry in self.saved if entry[2].fitted_on == key), None)
+        found = self._saved(name)
         if found is not None:
-            self.fitted[name] = Fitted(found[1], found[2], found[0])
-            return self.fitted[name]
+            self.fitted[name] = found
+            return found
         classifier, chosen = FITS[name](self)
         about = About(
             class_names=names_of_classes(self.class_names, classifier.bias.shape[0]),
             layer=self.layer,
             target=self.settings.target,
             encoder_sha256=self.network.encoder_digest(),
-            fitted_on=key,
+            fitted_on=self._key(name),
             chosen=chosen,
         )
         self.fitted[name] = Fitted(classifier, about, None)
         return self.fitted[name]
+
+    def _saved(self, name: str) -> Fitted | None:
+        if not self.saved:
+            return None
+        key = self._key(name)
+        found = next((entry for entry in self.saved if entry[2].fitted_on == key), None)
+        return None if found is None else Fitted(found[1], found[2], found[0])
 
     def logits(self, name: str, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
         """What a classifier says of features."""
@@ -226,6 +229,7 @@ class Probed:
         return {
             "network": self.name,
             "network_sha256": self._digest,
+            "computes": self.network.computes,
             "fit": fit,
             "layer": self.layer,
             "target": self.settings.target,
@@ -247,12 +251,25 @@ def fit_all(probed: Probed) -> tuple[LinearClassifier, dict[str, Any]]:
     return _lbfgs(probed, probed.train, probed.validation)
 
 
+def check_few(probed: Probed) -> None:
+    """Raises UserError if a class has fewer training images than ``labels_per_class``."""
+    counts = np.bincount(probed.train.labels)
+    fewest, asked = int(counts[counts > 0].min()), probed.settings.labels_per_class
+    if fewest < asked:
+        raise UserError(
+            f"--probe.labels_per_class={asked} but a class has only "
+            f"{counted(fewest, 'training image')}: "
+            f"give --probe.labels_per_class={fewest} or less."
+        )
+
+
 def fit_few(probed: Probed) -> tuple[LinearClassifier, dict[str, Any]]:
     """`probe.fit_lbfgs` on the first ``labels_per_class`` training images of each class.
 
     l2 is chosen by as many validation images of each class (by all that a class has if those are
     fewer), so that no more than twice the labels are used than the number says.
     """
+    check_few(probed)
     count = probed.settings.labels_per_class
     train = _rows(probed.train, probe.per_class_subset(probed.train.labels, count))
     held_out = probe.per_class_subset(probed.validation.labels, count, or_all=True)

@@ -1,6 +1,7 @@
 """Networks as a probe sees them: from a batch to a named layer, and never changed."""
 
 import hashlib
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt
 from ml_collections import ConfigDict
 
+import jaxssl
 from jaxssl import extensions
 from jaxssl.augment.augmentation import Augmentation
 from jaxssl.augment.policies import make_clean_view, make_finisher, make_policy
@@ -105,11 +107,14 @@ class Network:
 
     Attributes:
       arrays: two trees, the parameters and all other variables.
+      computes: names what is made of the arrays, for what is kept on disk: equal arrays may lie in
+        networks of another precision, or of code that has changed since; "": not told apart.
     """
 
-    def __init__(self, represent: Represent, arrays: tuple[Any, Any]):
+    def __init__(self, represent: Represent, arrays: tuple[Any, Any], computes: str = ""):
         """Takes ``represent(arrays, images)``, pure, which gives [B, ..., D] arrays by name."""
         self.arrays = arrays
+        self.computes = computes
         self._represent = represent
 
     def layers(self, view: View, *inputs: Any) -> dict[str, tuple[int, ...]]:
@@ -202,7 +207,8 @@ def restored_method(run: Path, step: int | None, mesh: Mesh) -> Restored:
     graph, params, rest = nnx.eval_shape(lambda: split(_fresh(config, spec)))
     template = templates(mesh, {"params": params, "rest": rest})
     step, state = checkpoints.restore_partial(template, step)
-    network = Network(represented(graph), (state["params"], state["rest"]))
+    arrays = state["params"], state["rest"]
+    network = Network(represented(graph), arrays, computed_by(config))
     return Restored(network, step, config, spec)
 
 
@@ -210,7 +216,22 @@ def fresh_method(config: ConfigDict, spec: Spec, mesh: Mesh) -> Network:
     """The method with the weights that the run itself began with."""
     graph, *shapes = nnx.eval_shape(lambda: split(_fresh(config, spec)))
     make = jax.jit(lambda: split(_fresh(config, spec))[1:], out_shardings=layout(mesh, (*shapes,)))
-    return Network(represented(graph), make())
+    return Network(represented(graph), make(), computed_by(config))
+
+
+def computed_by(config: ConfigDict) -> str:
+    """SHA-256 of what a method computes with its arrays: its config, its own files, this version.
+
+    Raises:
+      UserError: if a module of the user's own cannot be imported.
+    """
+    told = {
+        "method": config.method.to_dict(),
+        "encoder": config.encoder.to_dict(),
+        "files": extensions.digests(extensions.noted(config)),
+        "jaxssl": jaxssl.__version__,
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def raw_pixels() -> Network:

@@ -8,6 +8,7 @@ import html
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.figure
 from matplotlib import rc_context
@@ -23,7 +24,8 @@ _STYLE = """
 }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
-p, figcaption { color: var(--quiet); margin: 1rem 0 .3rem; } figure { margin: 1rem 0; }
+p, figcaption { color: var(--quiet); margin: 1rem 0 .3rem; }
+h1, p, figcaption { overflow-wrap: anywhere; } figure { margin: 1rem 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
@@ -118,6 +120,10 @@ def page(title: str, sections: Sequence[tuple[str, Sequence[Part]]]) -> str:
     )
 
 
+PLAIN: dict[Any, Any] = {"text.parse_math": False}
+"""Settings of matplotlib under which a name with ``$`` is drawn as it is."""
+
+
 def new_figure(width: float, height: float) -> matplotlib.figure.Figure:
     """A figure of so many inches, outside pyplot's list, which would keep it for good."""
     return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
@@ -126,7 +132,7 @@ def new_figure(width: float, height: float) -> matplotlib.figure.Figure:
 def svg_of(figure: matplotlib.figure.Figure, salt: str) -> str:
     """The figure as inline SVG; ``salt`` keeps the names in it apart from other figures'."""
     out = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+    with rc_context({**PLAIN, "svg.fonttype": "none", "svg.hashsalt": salt}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]

@@ -1,12 +1,17 @@
 """Evaluation cards and comparisons as pages and terminal tables."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxssl.evaluation.card import Card
+from ml_collections import ConfigDict
+
+from jaxssl.corruptions.apply import setting_name
+from jaxssl.evaluation.card import Card, changed_settings
 from jaxssl.evaluation.comparison import Comparison
 from jaxssl.evaluation.html import Part, Plot, Table, Text, page
 from jaxssl.evaluation.plots import confusion_plot, fingerprint_plot, reliability_plot
+from jaxssl.evaluation.probe import AS_TRAINED
 from jaxssl.evaluation.sections.fingerprint import mean_drop
 from jaxssl.words import counted
 
@@ -78,12 +83,26 @@ _TITLES = {
 
 
 def run_names(runs: Sequence[str]) -> dict[str, str]:
-    """A short name for each run: the last parts of its path that tell them apart."""
-    for parts in range(1, 10):
-        short = ["/".join(path.rstrip("/").split("/")[-parts:]) for path in runs]
-        if len(set(short)) == len(set(runs)):
+    """A short name for each run: the last parts of its path that tell them apart.
+
+    A name may be that of a folder below another: it holds no ``..`` and begins with no ``/``.
+    """
+    paths = [parts_of(run) for run in runs]
+    for parts in range(1, max(map(len, paths)) + 1):
+        short = ["/".join(path[-parts:]) for path in paths]
+        if len(set(short)) == len(set(paths)):
             break
     return dict(zip(runs, short, strict=True))
+
+
+def parts_of(run: str) -> tuple[str, ...]:
+    """Of the whole path of a run, wherever the program was started."""
+    whole = run.partition("://")[2] if "://" in run else os.path.abspath(run)
+    return tuple(part for part in whole.split("/") if part not in ("", ".", "..")) or ("run",)
+
+
+BASELINES = ("pixels", "supervised")
+"""Networks that are the same beside every run."""
 
 
 def _of_section(
@@ -95,13 +114,19 @@ def _of_section(
     for card in cards:
         for network, result in card.content["sections"].get(section, {}).items():
             run = names[card.content["run"]]
+            run = f"run {run}" if run in BASELINES else run
             if network == "trained":
                 found[run if several else "trained"] = result
-            elif network in ("pixels", "supervised"):
+            elif network in BASELINES:
                 found.setdefault(network, result)
             else:
                 found[f"{run} {network}" if several else network] = result
     return found
+
+
+def _keys(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """All keys in their order: runs on other images have other conditions, protocols and shots."""
+    return list(dict.fromkeys(key for one in found for key in one))
 
 
 def differences_table(comparisons: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> Table:
@@ -150,7 +175,7 @@ def correlations_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _fingerprint(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
-    conditions = list(next(iter(found.values())))
+    conditions = _keys(found.values())
     parts: list[Part] = [
         Text(
             "The linear classifier is fitted once, on clean training images; only the test images "
@@ -165,13 +190,13 @@ def _fingerprint(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Par
         table = [
             (
                 name,
-                with_interval(rows[name]["accuracy"]),
-                with_interval(rows[name].get("delta_a")),
-                with_interval(rows[name]["uniformity"], 1.0, 2),
-                with_interval(rows[name].get("delta_u")),
-                with_interval(rows[name].get("cosine"), 1.0, 3),
+                with_interval(row.get("accuracy")),
+                with_interval(row.get("delta_a")),
+                with_interval(row.get("uniformity"), 1.0, 2),
+                with_interval(row.get("delta_u")),
+                with_interval(row.get("cosine"), 1.0, 3),
             )
-            for name in conditions
+            for name, row in ((name, rows.get(name, {})) for name in conditions)
         ]
         means = [percent(_none(mean_drop(rows, kind))) for kind in ("delta_a", "delta_u")]
         table.append(("mean drop", "", means[0], "", means[1], ""))
@@ -198,29 +223,33 @@ def _refitted(network: str, rows: Mapping[str, Any]) -> Table:
 
 
 def _linear(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
-    fits = list(next(iter(found.values())))
-    few = card.content["settings"]["labels_per_class"]
-    said = {"lbfgs": "all labels", "lbfgs_few": f"{few} labels a class", "sgd": "SGD, 100 epochs"}
+    fits = _keys(found.values())
+    settings = card.content["settings"]
+    said = {
+        "lbfgs": "all labels",
+        "lbfgs_few": f"{counted(settings['labels_per_class'], 'label')} a class",
+        "sgd": f"SGD, {counted(settings['sgd']['epochs'], 'epoch')}",
+    }
     rows = [
-        (network, *(with_interval(result[fit]["interval"]) for fit in fits))
+        (network, *(with_interval(result.get(fit, {}).get("interval")) for fit in fits))
         for network, result in found.items()
     ]
     return [Table(_caption(card, "Top-1 in percent"), ("network", *(said[f] for f in fits)), rows)]
 
 
 def _knn(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
-    protocols = list(next(iter(found.values()))["as_is"])
+    protocols = _keys(result["as_is"] for result in found.values())
     rows = []
     for network, result in found.items():
         for how, said in (("as_is", ""), ("standardised", ", standardised")):
-            rows.append((network + said, *(percent(result[how][name]) for name in protocols)))
+            rows.append((network + said, *(percent(result[how].get(name)) for name in protocols)))
     return [Table(_caption(card, "Top-1 in percent by protocol"), ("network", *protocols), rows)]
 
 
 def _few_shot(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
-    shots = list(next(iter(found.values())))
+    shots = _keys(found.values())
     rows = [
-        (network, *(with_interval(result[n]["top1"]) for n in shots))
+        (network, *(with_interval(result.get(n, {}).get("top1")) for n in shots))
         for network, result in found.items()
     ]
     columns = ("network", *(f"{n} a class" for n in shots))
@@ -299,10 +328,19 @@ def _caption(card: Card, what: str) -> str:
 def _about(card: Card) -> Part:
     content = card.content
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    settings = ConfigDict(content["settings"])
+    tested = settings.test_corruption
+    corrupted = setting_name(card.config.corruption)
+    own = tested.name == AS_TRAINED
+    changed = changed_settings(settings, ("test_corruption",))
+    told = ", ".join(f"{key}={value}" for key, value in changed.items())
     lines = (
         f"run      {content['run']} ({content['method']}), step {content['step']}",
         f"encoder  {content['encoder_sha256'][:16]}",
         f"data     {content['data']['name']}, {content['data']['sha256'][:16]}",
+        f"images   corruption of the run: {corrupted}; test images: "
+        + ("likewise" if own else setting_name(tested)),
+        f"settings {told or 'all as by default'}",
         f"code     {content['commit']}",
         f"on       {content['device_count']} x {content['device_kind']}; {versions}",
     )

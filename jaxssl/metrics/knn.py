@@ -107,7 +107,8 @@ def knn_predict(
       first in the bank.
 
     Raises:
-      ValueError: the protocol is unknown or does not fit the bank, or a label is below 0.
+      ValueError: the protocol is unknown or does not fit the bank, a label is below 0, or a feature
+        is NaN or infinite.
     """
     if isinstance(protocol, str) and protocol not in PROTOCOLS:
         raise ValueError(f"kNN protocol {protocol!r} is unknown: choose one of {list(PROTOCOLS)}.")
@@ -152,13 +153,17 @@ def knn_predictions(
     labels = np.asarray(bank_labels)
     if labels.min() < 0:
         raise ValueError(f"The bank has a label {labels.min()}: labels must be at least 0.")
-    queries = jnp.asarray(query_features)
+    bank, queries = jnp.asarray(bank_features), jnp.asarray(query_features)
+    for name, features in (("features of the bank", bank), ("queries", queries)):
+        # NaN is no nearer to one neighbour than to another, and yet some class would win.
+        if not bool(jnp.isfinite(features).all()):
+            raise ValueError(f"The {name} hold NaN or infinity: neighbours need finite features.")
     found: dict[str, Int[Array, " q"]] = {}
     for kind in (KnnProtocol, EuclideanProtocol):
         asked = {name: p for name, p in protocols.items() if isinstance(p, kind)}
         if asked:
             predicted = _predict(
-                jnp.asarray(bank_features),
+                bank,
                 jnp.asarray(labels),
                 queries,
                 tuple(p.temperature for p in asked.values() if isinstance(p, KnnProtocol)),

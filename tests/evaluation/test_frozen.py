@@ -19,6 +19,7 @@ from jaxssl.errors import UserError
 from jaxssl.evaluation.features import extract
 from jaxssl.evaluation.frozen import (
     check_layer,
+    computed_by,
     fresh_method,
     make_cropped_view,
     make_pair_views,
@@ -28,6 +29,7 @@ from jaxssl.evaluation.frozen import (
 )
 from jaxssl.methods import Spec
 from jaxssl.plan import make_spec, policy_of, resolve
+from jaxssl.run_directory import read_config
 from jaxssl.training.state import traced_scalars
 
 OLD = pathlib.Path(__file__).parent.parent / "old_runs" / "format1"
@@ -127,6 +129,22 @@ def test_a_checkpoint_is_the_same_on_any_mesh():
     rest["teacher_head"]["output"]["bias"][...] += 1
     assert restored.network.digest() != networks[0].digest()
     assert restored.network.encoder_digest() == networks[0].encoder_digest()
+
+
+def test_what_a_network_computes_is_told_apart_by_config_and_own_files(tmp_path, monkeypatch):
+    config = read_config(OLD / "simclr").copy_and_resolve_references()
+    assert computed_by(config) == computed_by(config.copy_and_resolve_references())
+    half = config.copy_and_resolve_references()
+    with half.unlocked():
+        half.encoder.dtype = "bfloat16"
+    assert computed_by(half) != computed_by(config)
+    (tmp_path / "own_network.py").write_text("Net = None  # mean\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with config.unlocked():
+        config.encoder.name = "own_network:Net"
+    before = computed_by(config)
+    (tmp_path / "own_network.py").write_text("Net = None  # max\n")
+    assert computed_by(config) != before
 
 
 def test_the_untrained_method_is_the_one_the_run_began_with():

@@ -126,6 +126,17 @@ def test_what_is_no_number_is_seen_in_the_result(bad):
     assert np.isfinite(np.delete(metrics.paired_cosine(f, other), 7)).all()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_neighbours_need_numbers(bad):
+    f = features()
+    f[7, 2] = bad
+    for protocol in (metrics.KnnProtocol(3, 0.1), metrics.EuclideanProtocol(3)):
+        with pytest.raises(ValueError, match="The features of the bank hold NaN or infinity"):
+            metrics.knn_predict(f, LABELS, features(1), protocol=protocol)
+        with pytest.raises(ValueError, match="The queries hold NaN or infinity"):
+            metrics.knn_predict(features(1), LABELS, f, protocol=protocol)
+
+
 @pytest.mark.parametrize("devices", [2, 8])
 def test_many_devices_find_what_one_finds(devices):
     f, other = features(), features(1)
