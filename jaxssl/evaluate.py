@@ -17,6 +17,7 @@ first card. Where ``--out`` is given, all of it goes there, into a folder named 
 one after each comparison. Changes nothing else in the runs.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -44,7 +45,7 @@ from jaxssl.linear_probe import check_data, check_settings
 from jaxssl.manifest import damage_of
 from jaxssl.reporting import print_table, text_table
 from jaxssl.run_directory import has_config, read_config
-from jaxssl.storage import Path, as_path, check_writable, write_json, write_whole
+from jaxssl.storage import Path, as_path, check_writable, read_json, write_json, write_whole
 
 SECONDS_BETWEEN_LOOKS = 20.0
 _LONGEST_NAME = 80  # letters of the runs in the name of a comparison's folder
@@ -119,7 +120,8 @@ def evaluate(
     with flags_asked(asked.data):  # the files of a large set are decoded only now
         card = make_card(opened, asked.wanted, asked.settings)
     if asked.out is not None:
-        card = dataclasses.replace(card, folder=asked.out / (name or _name(run)) / card.folder.name)
+        own = _own_folder(asked.out / (name or _name(run)), [str(run)])
+        card = dataclasses.replace(card, folder=own / card.folder.name)
     print_card(card)  # first, for the directory may be read-only
     card.write(card_page([card]))
     say(f"card: {card.folder / 'card.html'}")
@@ -335,9 +337,25 @@ def _folder_of_comparison(cards: Sequence[Card], out: Path | None) -> Path:
     runs = [card.content["run"] for card in cards]
     names = "+".join(run_names(runs).values())
     if len(names) > _LONGEST_NAME or "/" in names:
-        whole = "+".join("/".join(parts_of(run)) for run in runs)
-        names = hashlib.sha256(whole.encode()).hexdigest()[:16]
-    return out / f"comparison-{names}" / first.name
+        names = _digest_of(runs)[:16]
+    return _own_folder(out / f"comparison-{names}", runs) / first.name
+
+
+def _own_folder(folder: Path, runs: Sequence[str]) -> Path:
+    """A folder, or one beside it if it holds what is of other runs, whose names end alike."""
+    asked = [parts_of(run) for run in runs]
+    for path in folder.glob("*/*.json") if folder.is_dir() else ():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            content = read_json(path)
+            known = content["runs"] if "runs" in content else [content["run"]]
+            if [parts_of(run) for run in known] != asked:
+                return folder.with_name(f"{folder.name}-{_digest_of(runs)[:8]}")
+    return folder
+
+
+def _digest_of(runs: Sequence[str]) -> str:
+    whole = "+".join("/".join(parts_of(run)) for run in runs)
+    return hashlib.sha256(whole.encode()).hexdigest()
 
 
 def _check(runs: Sequence[Path], asked: Asked) -> None:

@@ -1,6 +1,7 @@
 """What the evaluation program waits for, refuses and names, before it computes anything."""
 
 import dataclasses
+import json
 import pathlib
 import shutil
 
@@ -54,6 +55,19 @@ def test_comparisons_in_one_folder_replace_none(tmp_path):
     assert len(set(others)) == 5
     assert all(path.parent.parent == tmp_path and len(path.parent.name) < 100 for path in others)
     assert folder("x/a", "x/b", out=None) == pathlib.Path("x/a/evaluate-6/comparison")
+
+
+def test_runs_whose_names_end_alike_have_folders_of_their_own(tmp_path):
+    folder = tmp_path / "a"
+    assert program._own_folder(folder, ["x/a"]) == folder
+    (folder / "evaluate-6").mkdir(parents=True)
+    (folder / "evaluate-6" / "card.json").write_text(json.dumps({"run": "x/a"}))
+    (folder / "evaluate-7").mkdir()
+    (folder / "evaluate-7" / "card.json").write_text("{")
+    assert program._own_folder(folder, ["./x/a/"]) == folder
+    others = {program._own_folder(folder, runs) for runs in (["y/a"], ["z/a"], ["x/a", "y/a"])}
+    assert len(others) == 3
+    assert all(other.parent == tmp_path and other.name.startswith("a-") for other in others)
 
 
 def test_a_run_that_takes_no_card_is_refused_before_anything_is_computed(tmp_path):
