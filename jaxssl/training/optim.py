@@ -47,7 +47,9 @@ class ParameterGroup(NamedTuple):
       trust: whether LARS scales the step by the trust ratio; the other optimizers ignore it.
       learning_rate: multiplies the learning rate; 0 freezes the parameters. Or the name of a
         leaf of ``hyper`` that does, where it changes: what is frozen at first only (DINO's last
-        layer, SwAV's prototypes). Means that the optimizer keeps go on while it is 0.
+        layer, SwAV's prototypes). While it is 0 the gradient is not part of the clipped norm, and
+        nothing enters the momentum of SGD and LARS; the moments of AdamW go on, whose bias
+        correction counts every step.
       scheduled: whether the learning rate is the schedule's of the step; otherwise it is the
         schedule's ``value`` at every step (SimSiam's predictor).
     """
@@ -205,9 +207,18 @@ class Rates(NamedTuple):
 
     def of(self, group: ParameterGroup) -> Scalar:
         """The learning rate of a group."""
+        return (self.scheduled if group.scheduled else self.constant) * self._factor(group)
+
+    def unless_frozen(self, group: ParameterGroup, x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """``x``, or zeros while the factor of the group is 0."""
+        factor = self._factor(group)
+        if isinstance(factor, int | float):  # no operation where nothing is asked by name
+            return x if factor else jnp.zeros_like(x)
+        return jnp.where(factor == 0, jnp.zeros_like(x), x)
+
+    def _factor(self, group: ParameterGroup) -> Scalar:
         asked = group.learning_rate
-        factor = self.factors[asked] if isinstance(asked, str) else asked
-        return (self.scheduled if group.scheduled else self.constant) * factor
+        return self.factors[asked] if isinstance(asked, str) else asked
 
 
 def _wide(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -220,7 +231,9 @@ def _sgd(config: ConfigDict, groups: dict[str, ParameterGroup]) -> Rule:
 
     def update(grads: Any, state: Any, params: Any, rates: Rates) -> tuple[Any, Any]:
         def decayed(group: ParameterGroup, g: Array, w: Array) -> Array:
-            return _wide(g) + rates.weight_decay * group.weight_decay * w
+            return rates.unless_frozen(
+                group, _wide(g) + rates.weight_decay * group.weight_decay * w
+            )
 
         def step(group: ParameterGroup, v: Array, w: Array) -> Array:
             return (-rates.of(group) * v).astype(w.dtype)
@@ -291,7 +304,8 @@ def _lars(config: ConfigDict, groups: dict[str, ParameterGroup]) -> Rule:
             if group.trust:
                 norms = Norms(_norm(w), _norm(g), _norm(decayed), decay)
                 decayed = decayed * _trust_ratio(config, norms, rate)
-            return decayed * rate if config.lr_in_momentum else decayed
+            decayed = decayed * rate if config.lr_in_momentum else decayed
+            return rates.unless_frozen(group, decayed)
 
         def step(group: ParameterGroup, v: Array, w: Array) -> Array:
             rate = 1.0 if config.lr_in_momentum else rates.of(group)
@@ -318,6 +332,13 @@ def _adamw(config: ConfigDict, groups: dict[str, ParameterGroup]) -> Rule:
     return Rule(adam.init, update)
 
 
+def _clipped(grads: Any, norm: Float[Array, ""], limit: float) -> Any:
+    """Gradients scaled as `optax.clip_by_global_norm` does, by a norm that is given."""
+    return jax.tree.map(
+        lambda g: jnp.where(norm < limit, g, (g / norm.astype(g.dtype)) * limit), grads
+    )
+
+
 # What each reads from its group, besides names, switches and groups.
 SETTINGS: dict[str, Ranges] = {
     "sgd": {"momentum": MOMENTUM},
@@ -337,8 +358,8 @@ def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformat
 
     Args:
       config: `name`, a key of `OPTIMIZERS`; `groups`, rows as in `ParameterGroup`; `clip_norm`,
-        the largest norm that the whole gradient may have before anything else is done with it, 0
-        for no limit; and
+        the largest norm that the whole gradient, but for what is frozen, may have before
+        anything else is done with it, 0 for no limit; and
         sgd: `momentum`, `nesterov`; lars: `momentum`, `trust_coefficient`, `trust_formula` (a key
         of `TRUST_FORMULAS`), `lr_in_momentum`, `clip_trust`; adamw: `b1`, `b2`, `eps`.
       params: the parameters, or their shapes.
@@ -354,7 +375,8 @@ def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformat
     """
     make = choose("optimizer.name", config.name, OPTIMIZERS)
     check_ranges("optimizer", config, {"clip_norm": NON_NEGATIVE, **SETTINGS[config.name]})
-    rule = make(config, assign_groups(config.groups, params))
+    groups = assign_groups(config.groups, params)
+    rule = make(config, groups)
 
     def update(
         grads: Any,
@@ -366,10 +388,10 @@ def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformat
         weight_decay: Scalar,
         factors: Mapping[str, Array | float] = MappingProxyType({}),
     ) -> tuple[Any, Any]:
-        if config.clip_norm > 0:
-            clip = optax.clip_by_global_norm(config.clip_norm)
-            grads = clip.update(grads, clip.init(params))[0]
         rates = Rates(learning_rate, constant_learning_rate, weight_decay, factors)
+        if config.clip_norm > 0:
+            counted = _with_groups(groups, rates.unless_frozen, grads)
+            grads = _clipped(grads, optax.tree.norm(counted), config.clip_norm)
         return rule.update(grads, state, params, rates)
 
     return optax.GradientTransformationExtraArgs(rule.init, update)

@@ -17,6 +17,7 @@ from jaxssl.training.optim import (
     DECAY_ALL,
     EXCLUDE_BIAS_AND_NORM,
     ParameterGroup,
+    _clipped,
     assign_groups,
     group_hyper,
     make_optimizer,
@@ -367,6 +368,46 @@ def test_a_factor_may_be_a_number_of_hyper(name):
     ours, theirs = update(optimizer, jnp.float32(0.25)), update(expected, jnp.float32(1.0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
     assert np.any(ours["head"]["kernel"])
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "adamw"])
+def test_what_is_frozen_at_first_starts_from_nothing(name):
+    """As where it has no gradient: no momentum of those steps, and no part of the clipped norm."""
+    groups = (ParameterGroup("head/.*", 1.0, True, "rate", True), *DECAY_ALL)
+    settings = {**OPTIMIZERS[name], "clip_norm": 0.7}
+    with jax.enable_x64(True):
+        params = device(parameters())
+        optimizer = make_optimizer(config(settings, groups), params)
+        state = optimizer.init(params)
+        update = jax.jit(optimizer.update)
+        for k, rate in enumerate(RATES):
+            rates = dict.fromkeys(("learning_rate", "constant_learning_rate"), rate)
+            factors = {"rate": jnp.float64(k >= 2)}
+            updates, state = update(
+                device(gradients(k)), state, params, weight_decay=DECAY, factors=factors, **rates
+            )
+            params = optax.apply_updates(params, updates)
+    clipped = []
+    for k in range(len(RATES)):
+        leaves = jax.tree.leaves(gradients(k))  # the head is the last one
+        counted = leaves if k >= 2 else leaves[:-1]
+        norm = np.sqrt(sum(np.sum(leaf**2) for leaf in counted))
+        assert norm > 0.7
+        clipped.append([leaf * 0.7 / norm for leaf in leaves])
+    for i, start in enumerate(jax.tree.leaves(parameters())):
+        first = 2 if i == len(clipped[0]) - 1 else 0
+        taken = [leaves[i] for leaves in clipped[first:]]
+        end = reference(settings, start, taken, False, rates=RATES[first:])
+        np.testing.assert_allclose(jax.tree.leaves(params)[i], end, rtol=1e-9)
+
+
+def test_clipping_is_optax_to_the_bit_where_nothing_is_frozen():
+    grads = device(gradients(0, np.float32))
+    for limit in (0.7, 100.0):
+        clip = optax.clip_by_global_norm(limit)
+        theirs = jax.jit(lambda g, clip=clip: clip.update(g, clip.init(g))[0])(grads)
+        ours = jax.jit(lambda g, limit=limit: _clipped(g, optax.tree.norm(g), limit))(grads)
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_patterns_that_govern_nothing_and_parameters_without_a_group_are_named():
