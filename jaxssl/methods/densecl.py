@@ -30,6 +30,7 @@ from jaxssl.methods.moco import in_shuffled_order
 from jaxssl.methods.queue import Queue
 from jaxssl.models import Encoder, ProjectionHead, cells
 from jaxssl.models.heads import build_head
+from jaxssl.models.layers import param_dtype
 from jaxssl.ranges import AT_LEAST_ONE, SHARE, TEMPERATURE, Ranges
 
 
@@ -68,8 +69,9 @@ class DenseCL(Method):
         self.teacher_encoder = make_teacher(self.encoder)
         self.teacher_head = make_teacher(self.head)
         self.teacher_dense_head = make_teacher(self.dense_head)
-        self.queue = Queue(config.queue_size, config.head.out_dim, rngs.params())
-        self.dense_queue = Queue(config.queue_size, config.dense_head.out_dim, rngs.params())
+        size, dtype = config.queue_size, param_dtype(encoder.dtype)
+        self.queue = Queue(size, config.head.out_dim, rngs.params(), dtype)
+        self.dense_queue = Queue(size, config.dense_head.out_dim, rngs.params(), dtype)
 
     def embed(self, views: Views, keys: Keys) -> dict[str, Array]:
         """``q`` and ``k`` [B, D], ``q_cells`` and ``k_cells`` [B, P, D], ``q_map`` and ``k_map``.

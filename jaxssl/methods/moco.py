@@ -28,6 +28,7 @@ from jaxssl.methods.method import (
 from jaxssl.methods.queue import Queue
 from jaxssl.models import Encoder
 from jaxssl.models.heads import build_head
+from jaxssl.models.layers import param_dtype
 from jaxssl.ranges import AT_LEAST_ONE, SHARE, TEMPERATURE, Ranges
 
 T = TypeVar("T")
@@ -55,7 +56,8 @@ class MoCo(Method):
         self.head = build_head(config.head, encoder.feature_dim, encoder.dtype, rngs)
         self.teacher_encoder = make_teacher(self.encoder)
         self.teacher_head = make_teacher(self.head)
-        self.queue = Queue(config.queue_size, config.head.out_dim, rngs.params())
+        dtype = param_dtype(encoder.dtype)
+        self.queue = Queue(config.queue_size, config.head.out_dim, rngs.params(), dtype)
 
     def _queries(self, images: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
         return project(self.encoder, self.head, images)

@@ -18,7 +18,7 @@ class Queue(nnx.Module):
       position: int32, where the next ones go.
     """
 
-    def __init__(self, size: int, dim: int, key: Key[Array, ""], dtype: DTypeLike = float):
+    def __init__(self, size: int, dim: int, key: Key[Array, ""], dtype: DTypeLike):
         """K = ``size`` random directions of ``dim`` components."""
         rows = jax.random.normal(key, (size, dim), dtype)
         self.rows = Bank(rows / jnp.linalg.norm(rows, axis=1, keepdims=True))

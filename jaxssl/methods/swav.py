@@ -27,6 +27,7 @@ from jaxssl.methods.prototypes import Prototypes
 from jaxssl.methods.queue import Queue
 from jaxssl.models import Encoder
 from jaxssl.models.heads import build_head
+from jaxssl.models.layers import param_dtype
 from jaxssl.ranges import AT_LEAST_ONE, NON_NEGATIVE, POSITIVE, SHARE, TEMPERATURE, Ranges
 
 Embeddings = dict[str, tuple[Float[Array, "b _"], ...]]
@@ -56,10 +57,9 @@ class SwAV(Method):
         self.iterations, dim = config.sinkhorn_iterations, config.head.out_dim
         self.head = build_head(config.head, encoder.feature_dim, encoder.dtype, rngs)
         self.prototypes = Prototypes(dim, config.num_prototypes, encoder.dtype, rngs)
-        queues = KEPT if config.queue_size else 0
-        self.queues = nnx.List(
-            [Queue(config.queue_size, dim, rngs.params()) for _ in range(queues)]
-        )
+        size, dtype = config.queue_size, param_dtype(encoder.dtype)
+        queues = KEPT if size else 0
+        self.queues = nnx.List([Queue(size, dim, rngs.params(), dtype) for _ in range(queues)])
 
     def embed(self, views: Views, keys: Keys) -> Embeddings:
         """Of every view its projections ``z`` [B, D] and ``scores`` [B, K], both a tuple.

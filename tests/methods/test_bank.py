@@ -8,13 +8,13 @@ from tiny import Run, config_for
 
 from jaxssl.distributed import data_mesh, global_batch, on_mesh
 from jaxssl.interruption import Interrupted, Interruption
-from jaxssl.methods import METHODS
+from jaxssl.methods import METHODS, Spec
 from jaxssl.methods.method import Bank
 from jaxssl.methods.queue import is_last, put_rows
 from jaxssl.methods.simclr import SimCLR
 from jaxssl.pretrain import pretrain
 from jaxssl.training.loop import filled
-from jaxssl.training.state import TrainState, merge, traced_scalars
+from jaxssl.training.state import Blueprint, TrainState, merge, traced_scalars
 from jaxssl.training.step import make_fill
 
 IMAGES, BATCH = 1294, 256
@@ -155,3 +155,20 @@ def test_a_signal_while_a_bank_is_filled_ends_it():
             interruption=interruption,
         )
     assert seen == [0]
+
+
+@pytest.mark.parametrize("name", ["densecl", "moco_v2", "swav"])
+def test_a_queue_has_the_dtype_of_the_parameters(name):
+    """Also in a process that computes in double precision elsewhere."""
+    config = config_for(name)
+    spec = Spec(640, 10, 1, (8, 8), 40, 40)
+    with jax.enable_x64(True):
+        groups = config.method, config.encoder, config.optimizer
+        state = Blueprint.from_config(*groups, spec).abstract(data_mesh(1))
+    rows = {
+        jax.tree_util.keystr(path): leaf.dtype
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.rest)
+        if "rows" in jax.tree_util.keystr(path)
+    }
+    assert rows
+    assert set(rows.values()) == {jnp.dtype("float32")}
