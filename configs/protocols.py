@@ -14,6 +14,7 @@ from jaxssl.training.optim import DECAY_ALL
 Views = Callable[[int], tuple[Augmentation, ...]]
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SWAV = (IMAGENET[0], (0.228, 0.224, 0.225))  # as its code writes them
 MOCO_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 STL10 = ((0.4409, 0.4279, 0.3868), (0.2683, 0.2610, 0.2687))
 SUPCONTRAST = {

@@ -225,3 +225,18 @@ def test_one_number_stands_in_one_place():
     views.local_crops.crop_scale = (0.3, 0.1)
     with pytest.raises(UserError, match=r"--config.views.local_crops.crop_scale=\(0.3, 0.1\) must"):
         recipes(views)
+
+
+def test_what_the_authors_code_says_and_the_paper_does_not():
+    """Initialisation, filters, steps of the schedule and neighbours, which are easily forgotten."""
+    byol = read("configs/pretrain/byol.py", "preset=paper").encoder
+    assert (byol.zero_init_residual, byol.kernel_init) == (True, "fan_in_truncated_normal")
+    for recipe in ("swav", "deepcluster_v2"):
+        config = read(f"configs/pretrain/{recipe}.py", "preset=paper")
+        assert {view.crop_filter for view in recipes(config.views)} == {"bilinear"}
+        assert config.normalize.std == (0.228, 0.224, 0.225)
+    for preset in ("vit", "paper"):
+        assert read("configs/pretrain/dino.py", f"preset={preset}").evals.knn.protocol == "dino"
+    for recipe, preset in (("densecl", "paper"), ("dense_contrastive", "paper_coco")):
+        config = read(f"configs/pretrain/{recipe}.py", f"preset={preset}")
+        assert config.hyper.learning_rate.granularity == "epoch"

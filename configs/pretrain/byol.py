@@ -74,6 +74,8 @@ def _solo(config: ConfigDict, given: ConfigDict) -> None:
 
 def _paper(config: ConfigDict, given: ConfigDict) -> None:
     imagenet(config, given, byol)
+    config.encoder.zero_init_residual = True
+    config.encoder.kernel_init = "fan_in_truncated_normal"  # Haiku's
     config.optimizer = byol_lars()
     warm_up(config, given)
     long = given.epochs >= 1000

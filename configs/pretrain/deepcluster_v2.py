@@ -32,8 +32,8 @@ centroids.
 from ml_collections import ConfigDict
 
 from configs.common import Preset, from_preset, head_group
-from configs.protocols import house, imagenet, larc, solo, solo_lars, warm_up
-from jaxssl.augment.augmentation import simclr_imagenet, solo_symmetric
+from configs.protocols import SWAV, house, imagenet, larc, normalized, solo, solo_lars, warm_up
+from jaxssl.augment.augmentation import deepcluster_imagenet, solo_symmetric
 
 
 def _method(config: ConfigDict, given: ConfigDict) -> None:
@@ -62,7 +62,8 @@ def _solo(config: ConfigDict, given: ConfigDict) -> None:
 
 
 def _paper(config: ConfigDict, given: ConfigDict) -> None:
-    imagenet(config, given, simclr_imagenet)
+    imagenet(config, given, deepcluster_imagenet)
+    normalized(config, SWAV)
     config.optimizer = larc()
     config.hyper.weight_decay = 1e-6
     warm_up(config, given)

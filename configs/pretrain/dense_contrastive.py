@@ -20,7 +20,7 @@ paper (STL-10, train and unlabelled images, batch 768, 200 epochs, views of 64 p
   Differs: batches straddle epochs (27,343 steps, there 27,400 if it keeps small ones); the paper
   says 103 thousand images, the split has 105.
 paper_coco (COCO, batch 256, 200 epochs, views of 224 pixels): no code is public. DenseCL's, SGD .3
-  B/256, momentum .9, decay 1e-4, cosine, MoCo-v2's views.
+  B/256, momentum .9, decay 1e-4, cosine by epoch, MoCo-v2's views.
   Published: linear accuracy on STL-10 of up to 67.99 % (instance) and 60.19 % (dense).
   Differs: crops are drawn from pictures of at most 448 pixels.
 
@@ -96,7 +96,7 @@ def _paper_coco(config: ConfigDict, given: ConfigDict) -> None:
     normalized(config, IMAGENET)
     config.encoder.stem = "imagenet"
     config.optimizer.scaling = "linear"
-    config.hyper.learning_rate.value = 0.3  # at 256
+    config.hyper.learning_rate.update(value=0.3, granularity="epoch")  # at 256
     config.hyper.weight_decay = 1e-4
     config.evals.knn.every = 0.0  # there is no label
     _method(config, given)

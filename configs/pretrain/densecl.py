@@ -9,9 +9,9 @@ jaxssl (CIFAR-10, ResNet-18, batch 512, 200 epochs, 5,000 images held out for ch
   views, optimizer, schedule, queue and teacher; maps of 4x4 cells.
 paper (ImageNet, ResNet-50, batch 256, 200 epochs; also COCO with epochs=800): WXinlong/DenseCL,
   tools/dist_train.sh configs/selfsup/densecl/densecl_imagenet_200ep.py 8
-  COCO: densecl_coco_800ep.py. SGD .03, for COCO .3, momentum .9, decay 1e-4, cosine, MoCo-v2's
-  views, queues of 65,536, teacher decay .999, temperature .2, heads 2048-2048-128, ShuffleBN over 8
-  devices, dense loss of weight .5.
+  COCO: densecl_coco_800ep.py. SGD .03, for COCO .3, momentum .9, decay 1e-4, cosine by epoch,
+  MoCo-v2's views, queues of 65,536, teacher decay .999, temperature .2, heads 2048-2048-128,
+  ShuffleBN over 8 devices, dense loss of weight .5.
   Published: detection alone, AP 56.7 on VOC after COCO (MoCo-v2 54.7).
   Differs: crops are drawn from pictures of at most 448 pixels.
 
@@ -54,6 +54,7 @@ def _paper(config: ConfigDict, given: ConfigDict) -> None:
     if given.dataset.startswith("coco"):
         config.evals.knn.every = 0.0  # there is no label
     config.hyper.learning_rate.value = 0.3 if given.dataset.startswith("coco") else 0.03  # at 256
+    config.hyper.learning_rate.granularity = "epoch"
     config.hyper.weight_decay = 1e-4
     config.hyper.temperature = 0.2
     config.hyper.ema = 0.999

@@ -147,6 +147,7 @@ def _authors(config: ConfigDict, given: ConfigDict, num_prototypes: int) -> None
     config.hyper.center_momentum = 0.9
     config.hyper.ema = schedule(0.996, end=1.0)
     config.evals.knn.layer = "teacher"
+    config.evals.knn.protocol = "dino"  # the paper's 20 neighbours
     config.method = dino_group(num_prototypes, **DEEP)
     freeze_last_layer(config, min(1.0, given.epochs / 10))
 

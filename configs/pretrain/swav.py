@@ -45,7 +45,17 @@ Arguments: preset, dataset, batch, epochs, width, size (views, pixels), policy (
 from ml_collections import ConfigDict
 
 from configs.common import Preset, adamw_group, from_epoch, from_preset, head_group, view_group
-from configs.protocols import house, imagenet, larc, lightly, solo, solo_lars, warm_up
+from configs.protocols import (
+    SWAV,
+    house,
+    imagenet,
+    larc,
+    lightly,
+    normalized,
+    solo,
+    solo_lars,
+    warm_up,
+)
 from jaxssl.augment.augmentation import (
     lightly_swav,
     solo_swav_multi_crop,
@@ -116,6 +126,7 @@ def _multicrop(config: ConfigDict, given: ConfigDict) -> None:
 
 def _paper(config: ConfigDict, given: ConfigDict) -> None:
     imagenet(config, given, swav_multi_crop)
+    normalized(config, SWAV)
     config.optimizer = larc()
     config.hyper.weight_decay = 1e-6
     if given.preset == "paper_256":

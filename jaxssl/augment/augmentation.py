@@ -226,13 +226,21 @@ def supcon(size: int) -> tuple[Augmentation, ...]:
     return (view, view)
 
 
+def deepcluster_imagenet(size: int) -> tuple[Augmentation, ...]:
+    """DeepCluster-v2's two views in SwAV's code (arXiv:2006.09882): SimCLR's, but bilinear."""
+    view = dataclasses.replace(simclr_imagenet(size)[0], crop_filter="bilinear")
+    return (view, view)
+
+
 def swav_multi_crop(size: int) -> tuple[Augmentation, ...]:
     """SwAV's multi-crop (arXiv:2006.09882) on ImageNet: two views of ``size`` and six of 3/7 of it.
 
-    224 and 96 pixels in the paper; SimCLR's colours, the small crops of area .05 to .14.
+    224 and 96 pixels in the paper; SimCLR's colours, the small crops of area .05 to .14; bilinear,
+    as torchvision's default is.
     """
-    large = dataclasses.replace(simclr_imagenet(size)[0], crop_scale=(0.14, 1.0))
-    small = dataclasses.replace(simclr_imagenet(round(size * 96 / 224))[0], crop_scale=(0.05, 0.14))
+    large = dataclasses.replace(deepcluster_imagenet(size)[0], crop_scale=(0.14, 1.0))
+    side = round(size * 96 / 224)
+    small = dataclasses.replace(deepcluster_imagenet(side)[0], crop_scale=(0.05, 0.14))
     return (large,) * 2 + (small,) * 6
 
 
