@@ -240,3 +240,14 @@ def test_what_the_authors_code_says_and_the_paper_does_not():
     for recipe, preset in (("densecl", "paper"), ("dense_contrastive", "paper_coco")):
         config = read(f"configs/pretrain/{recipe}.py", f"preset={preset}")
         assert config.hyper.learning_rate.granularity == "epoch"
+
+
+def test_lejepas_numbers_follow_the_number_of_views():
+    config = read("configs/pretrain/generalized_contrastive.py", "preset=lejepa")
+    for count in (4, 8):
+        config.views.global_crops.count = count
+        hyper = resolve(config).hyper
+        scale = 0.98 * (count - 1) / count
+        assert (hyper.weight, hyper.scale) == pytest.approx((0.02 / scale, scale))
+    config.hyper.weight = 0.5
+    assert resolve(config).hyper.weight == 0.5

@@ -27,7 +27,7 @@ lejepa (Imagenette, ViT-S/8, batch 256, 800 epochs, four views of 128 pixels): L
   .02 SIGReg and .98 invariance, of the authors' MINIMAL.md,
   python mnist.py +lamb=0.02 +V=4 +proj_dim=16 +lr=2e-3 +bs=256 +epochs=800
   AdamW 2e-3 to 1e-3 after an epoch from 2e-5, decay .05 on everything; head 2048-2048-16. Their
-  lambda is hyper.weight and hyper.scale together, for four views.
+  lambda is hyper.weight and hyper.scale together, which follow the number of views.
   Published: 90.7 %, of a linear classifier that is trained online.
   Differs: batches straddle epochs (29,590 steps, there 28,800); no layer of 512 between encoder and
   head, no stochastic depth (there .1), float32 (there bfloat16); pictures are read at 256 pixels.
@@ -38,6 +38,8 @@ Expected here: not yet measured.
 Arguments: preset, dataset, batch, epochs, width (of a ViT: of a token), size (views, pixels),
 policy (of the views), distribution, patch (of a ViT, pixels).
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -66,8 +68,11 @@ ROWS = {
 }
 
 
-def lejepa_numbers(share: float, views: int) -> tuple[float, float]:
-    """Weight and scale that make ``share`` SIGReg + (1 - share) invariance, LeJEPA's own loss."""
+def lejepa_numbers(share: float, views: Any) -> tuple[Any, Any]:
+    """Weight and scale that make ``share`` SIGReg + (1 - share) invariance, LeJEPA's own loss.
+
+    Of a number of views, or of a reference to one in a config.
+    """
     scale = (1 - share) * (views - 1) / views
     return share / scale, scale
 
@@ -115,8 +120,9 @@ def _lejepa(config: ConfigDict, given: ConfigDict) -> None:
             f"config argument distribution={given.distribution!r} is not LeJEPA's: leave it out, "
             "or choose another preset."
         )
-    views = lejepa(given.size)
-    config.views = view_group(views)
+    config.views = view_group(lejepa(given.size))
+    # A reference, so that both numbers follow when the count is changed afterwards.
+    count = config.views.global_crops.get_oneway_ref("count").to_float()
     normalized(config, IMAGENET)
     config.encoder = vit_group("small", given.size, given.patch)
     config.encoder.width = given.width
@@ -126,7 +132,7 @@ def _lejepa(config: ConfigDict, given: ConfigDict) -> None:
         2e-3, end=1e-3, warmup_from=2e-5, warmup_epochs=min(1.0, given.epochs / 10)
     )
     config.hyper.weight_decay = 0.05
-    config.hyper.weight, config.hyper.scale = lejepa_numbers(0.02, len(views))
+    config.hyper.weight, config.hyper.scale = lejepa_numbers(0.02, count)
     config.hyper.temperature = 1.0
     head = head_group(16, num_layers=3, hidden_dim=2048, hidden_bias=True, output_bias=True)
     config.method = generalized_group(given.distribution, False, head)
