@@ -179,7 +179,8 @@ with config.unlocked():
     config.run.distributed = True
 note("pretrain", lambda: pretrain.pretrain(config, folder / "never"))
 note("embed", lambda: embed.embed(folder, None, None, types.SimpleNamespace(name="")))
-job = types.SimpleNamespace(distributed=True, layer="pooled")
+job = linear_probe.probe.default_config()
+job.distributed = True
 asked = dict(run=str(folder), data_dir="", digits_dir="", data=None)
 note("linear_probe", lambda: linear_probe._main(types.SimpleNamespace(probe=job, **asked)))
 flags = dict(run=[str(folder)], step=None, watch=False, sections=["knn"], all=False, refit=False)
