@@ -49,6 +49,20 @@ def _pairs(text: str | None) -> list[tuple[str, str]]:
     return list(given.items())
 
 
+def check_sourced(dataset: str, sourced: tuple[str, ...]) -> str:
+    """A recipe's argument ``dataset``.
+
+    Raises:
+      UserError: unless the recipe names a source for it, or it is a small one to try it with.
+    """
+    if dataset not in sourced:
+        raise UserError(
+            f"config argument dataset={dataset!r} has no source in this recipe, whose numbers are "
+            f"for {sourced[0]}: start from dataset={sourced[0]} with --config.data.name={dataset}."
+        )
+    return dataset
+
+
 # What every recipe with presets takes, besides ``preset`` and ``dataset``.
 ARGUMENTS = {"batch": 512, "epochs": 200.0, "width": 64, "size": 32, "policy": "multi_view"}
 

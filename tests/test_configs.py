@@ -170,6 +170,9 @@ def test_a_data_set_without_a_source_is_refused():
     ):
         with pytest.raises(UserError, match=sentence):
             _ = read(recipe, argument).batch_size
+    for name in ("vae", "randbit", "mnist"):
+        with pytest.raises(UserError, match=r"'cifar10' has no source .* --config.data.name=cifar"):
+            _ = read(f"configs/pretrain/{name}.py", "dataset=cifar10").batch_size
 
 
 def test_the_demos_horizon_is_its_own():

@@ -415,7 +415,14 @@ def test_a_damaged_copy_of_features_is_made_again(run, card):
     assert again.content["sections"]["geometry"] == card.content["sections"]["geometry"]
 
 
-@pytest.mark.parametrize(("devices", "batch"), [(1, 1000), (2, 7), (8, 64)])
+@pytest.mark.parametrize(
+    ("devices", "batch"),
+    [
+        pytest.param(1, 1000, marks=pytest.mark.slow),
+        (2, 7),
+        pytest.param(8, 64, marks=pytest.mark.slow),
+    ],
+)
 def test_padding_and_devices_change_no_number(run, card, monkeypatch, devices, batch):
     from jaxssl import distributed
 

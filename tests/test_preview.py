@@ -198,6 +198,7 @@ def test_sweep_of_corruption(config):
     assert "global 16" not in words(figure)  # does not divide 8 pixels
 
 
+@pytest.mark.slow
 def test_sweep_of_policies(config):
     figure = preview(config, images=1, sweep="policy", sources={"train": source_of(1)})
     crops, *views = (row for row in np.array(figure.axes).reshape(3, -1))

@@ -345,16 +345,12 @@ cli.launch(program)
 LAUNCHER = "import sys, local; local.SECONDS_TO_STOP = 1.0; sys.exit(local.launch(2, sys.argv[1:]))"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
         ("UserError('mend this')", 2, "process 1:\nerror: mend this\n"),
-        pytest.param(
-            "ZeroDivisionError('a defect')",
-            1,
-            "ZeroDivisionError: a defect\n",
-            marks=pytest.mark.slow,
-        ),
+        ("ZeroDivisionError('a defect')", 1, "ZeroDivisionError: a defect\n"),
     ],
     ids=["sentence", "traceback"],
 )

@@ -26,6 +26,7 @@ from configs.common import (
     adamw_group,
     arguments,
     base_config,
+    check_sourced,
     convn_group,
     schedule,
     view_group,
@@ -119,7 +120,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.seed = given.seed
     config.batch_size = given.batch
     config.epochs = given.epochs
-    config.data.name = given.dataset
+    config.data.name = check_sourced(given.dataset, ("mnist", "digits"))
     config.data.image_size = given.image_size
     config.data.train_examples = given.train
     view = Augmentation(size=given.size, crop_scale=(0.5, 1.0), crop_filter="bilinear", flip_p=0.0)

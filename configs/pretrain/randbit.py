@@ -22,6 +22,7 @@ from configs.common import (
     adamw_group,
     arguments,
     base_config,
+    check_sourced,
     convn_group,
     simclr_group,
     view_group,
@@ -45,7 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config = base_config()
     config.batch_size = given.batch
-    config.data.name = given.dataset
+    config.data.name = check_sourced(given.dataset, ("mnist", "digits"))
     config.data.image_size = given.image_size
     config.epochs = given.epochs
     config.hyper.learning_rate.shape = "linear"

@@ -16,7 +16,14 @@ Arguments: bits, dataset, image_size, size (views, pixels), batch, epochs, width
 
 from ml_collections import ConfigDict
 
-from configs.common import adamw_group, arguments, base_config, convn_group, view_group
+from configs.common import (
+    adamw_group,
+    arguments,
+    base_config,
+    check_sourced,
+    convn_group,
+    view_group,
+)
 from jaxssl.augment.augmentation import Augmentation
 
 
@@ -33,7 +40,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config = base_config()
     config.batch_size = given.batch
-    config.data.name = given.dataset
+    config.data.name = check_sourced(given.dataset, ("mnist", "digits"))
     config.data.image_size = given.image_size
     config.epochs = given.epochs
     config.hyper.learning_rate.shape = "linear"

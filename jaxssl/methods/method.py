@@ -12,6 +12,7 @@ import fractions
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -192,12 +193,29 @@ class Bank(nnx.Variable):
 
 
 def make_teacher(student: nnx.Module) -> nnx.Module:
-    """A copy of ``student`` whose parameters are `Teacher` variables; statistics are its own."""
+    """A copy of ``student`` whose parameters are `Teacher` variables; statistics are its own.
+
+    Parameters may lie in plain containers too, and one may serve in several places.
+    """
     teacher = nnx.clone(student)
+    made: dict[int, tuple[nnx.Param, Teacher]] = {}  # the parameters too, or ids would be reused
+
+    def following(value: Any) -> Any:
+        if not isinstance(value, nnx.Param):
+            return value
+        return made.setdefault(id(value), (value, Teacher(value[...])))[1]
+
+    def is_whole(value: Any) -> bool:
+        return isinstance(value, nnx.Variable | nnx.Module)
+
     for _, module in nnx.iter_modules(teacher):
         for name, value in vars(module).items():
             if isinstance(value, nnx.Param):
-                setattr(module, name, Teacher(value[...]))
+                setattr(module, name, following(value))
+            elif isinstance(value, dict | list | tuple) and any(
+                isinstance(leaf, nnx.Param) for leaf in jax.tree.leaves(value, is_leaf=is_whole)
+            ):
+                setattr(module, name, nnx.data(jax.tree.map(following, value, is_leaf=is_whole)))
     return teacher
 
 

@@ -51,7 +51,7 @@ def results(form):
 
 
 @pytest.mark.parametrize(
-    "form", [pytest.param(form, marks=SLOW if form in OTHER_FORMS else ()) for form in FORMS]
+    "form", [pytest.param(form, marks=() if form == "jit" else SLOW) for form in FORMS]
 )
 def test_value_and_gradient_equal_one_device(form):
     for name in chosen_for(form):

@@ -263,3 +263,22 @@ def test_follow_and_make_teacher():
 
 def test_a_queue_is_not_trained():
     assert not issubclass(Bank, nnx.Param)
+
+
+def test_a_teacher_follows_parameters_in_plain_containers_and_in_several_places():
+    class Net(nnx.Module):
+        def __init__(self):
+            self.one = nnx.Param(jnp.ones(2))
+            self.two = self.one
+            self.held = nnx.data({"a": nnx.Param(jnp.zeros(3)), "b": [nnx.Param(jnp.ones(1))]})
+
+    student = Net()
+    teacher = make_teacher(student)
+    assert teacher.two is teacher.one
+    assert not jax.tree.leaves(nnx.state(teacher, nnx.Param))
+    for leaf in (student.one, student.held["a"], student.held["b"][0]):
+        leaf[...] += 1.0
+    follow(teacher, student, jnp.float32(0.75))
+    np.testing.assert_allclose(teacher.two[...], 1.25)
+    np.testing.assert_allclose(teacher.held["a"][...], 0.25)
+    np.testing.assert_allclose(teacher.held["b"][0][...], 1.25)
