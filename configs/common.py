@@ -49,16 +49,15 @@ def _pairs(text: str | None) -> list[tuple[str, str]]:
     return list(given.items())
 
 
-def check_sourced(dataset: str, sourced: tuple[str, ...]) -> str:
-    """A recipe's argument ``dataset``.
-
-    Raises:
-      UserError: unless the recipe names a source for it, or it is a small one to try it with.
-    """
+def check_sourced(
+    dataset: str, sourced: tuple[str, ...], where: str = "this recipe", instead: str = ""
+) -> str:
+    """The argument ``dataset``; raises UserError unless it is one of those that have a source."""
     if dataset not in sourced:
         raise UserError(
-            f"config argument dataset={dataset!r} has no source in this recipe, whose numbers are "
-            f"for {sourced[0]}: start from dataset={sourced[0]} with --config.data.name={dataset}."
+            f"config argument dataset={dataset!r} has no source in {where}, which is for "
+            f"{', '.join(sourced)}: start from dataset={sourced[0]} with "
+            f"--config.data.name={dataset}{instead}."
         )
     return dataset
 
@@ -104,14 +103,9 @@ def from_preset(text: str | None, presets: Mapping[str, Preset], **more: Any) ->
     preset = presets[name]
     start = {"preset": name, "dataset": preset.datasets[0]}
     given = arguments(text, **(start | ARGUMENTS | more | dict(preset.arguments)))
-    if given.dataset not in preset.datasets:
-        others = [key for key, other in presets.items() if given.dataset in other.datasets]
-        instead = "".join(f", or preset={key}" for key in others)
-        raise UserError(
-            f"config argument dataset={given.dataset!r} has no source in preset={name}, whose "
-            f"numbers are for {', '.join(preset.datasets)}: start from dataset={preset.datasets[0]}"
-            f" with --config.data.name={given.dataset}{instead}."
-        )
+    others = [key for key, other in presets.items() if given.dataset in other.datasets]
+    instead = "".join(f", or preset={key}" for key in others)
+    check_sourced(given.dataset, preset.datasets, f"preset={name}", instead)
     config = base_config()
     config.batch_size = given.batch
     config.epochs = given.epochs

@@ -317,11 +317,11 @@ def _main(values: flags.FlagValues) -> None:
     if values.watch:
         watch(runs[0], asked)
         return
-    names = run_names(list(map(str, runs))) if len(runs) > 1 else {}
+    names = run_names([str(run) for run in runs])
     cards: list[Card] = []
     for run in runs:
-        name, first = names.get(str(run), ""), cards[0] if cards else None
-        cards.append(evaluate(run, values.step, asked, name=name, first=first))
+        first = cards[0] if cards else None
+        cards.append(evaluate(run, values.step, asked, name=names[str(run)], first=first))
     comparison = compare(cards)
     if jax.process_index() == 0:
         print_comparison(cards, comparison)

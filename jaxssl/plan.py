@@ -33,6 +33,7 @@ from jaxssl.evaluation import probe
 from jaxssl.evaluation.evals import Evaluation, Setting, make_evals
 from jaxssl.evaluation.frozen import make_cropped_view
 from jaxssl.evaluation.probe_data import Opening, check_probeable
+from jaxssl.leaves import described, named_leaves
 from jaxssl.methods import Spec, method_class
 from jaxssl.programs import programs_of
 from jaxssl.randomness import check_seed
@@ -329,17 +330,10 @@ def check_lasting(before: TrainState, after: TrainState) -> None:
     Raises:
       TypeError: naming the first one, as it is its author's mistake.
     """
-
-    def forms(state: TrainState) -> dict[str, str]:
-        leaves = jax.tree_util.tree_leaves_with_path((state.params, state.rest))
-        return {
-            jax.tree_util.keystr(path[1:], simple=True, separator="/"): (
-                f"{leaf.dtype}{list(leaf.shape)}"
-            )
-            for path, leaf in leaves
-        }
-
-    old, new = forms(before), forms(after)
+    old, new = (
+        described(named_leaves(state.params) | named_leaves(state.rest))
+        for state in (before, after)
+    )
     for path in sorted({*old, *new}):
         one, other = (found.get(path, "missing") for found in (old, new))
         if one != other:

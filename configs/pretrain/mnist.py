@@ -11,8 +11,8 @@ beside says why. MAE has a ViT of 4 blocks of width 64.
 Cost: see docs/benchmarks.md.
 Expected: the table of docs/benchmarks.md, which benchmarks/learning.py makes.
 
-Arguments: method, seed, epochs (0: the row's), batch, train (images; 0: all), dataset, image_size,
-size (views, pixels), width, policy (of the views).
+Arguments: method, seed, epochs (0: the row's), batch, train (images; 0: all), dataset (mnist, or
+digits to try it), image_size, size (views, pixels), width, policy (of the views).
 """
 
 import dataclasses

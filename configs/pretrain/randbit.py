@@ -12,8 +12,8 @@ Cost: not yet measured.
 Published: curves alone (figure 7); no values. With more bits the digits' accuracy falls to chance.
 Expected here: not yet measured.
 
-Arguments: bits, dataset, image_size, size (views, pixels), batch, epochs, width, temperature,
-policy (of the views).
+Arguments: bits, dataset (mnist, or digits to try it), image_size, size (views, pixels), batch,
+epochs, width, temperature, policy (of the views).
 """
 
 from ml_collections import ConfigDict

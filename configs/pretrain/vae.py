@@ -11,7 +11,8 @@ Cost: not yet measured.
 Published: curves alone (figure 7); no values. With more bits the digits' accuracy stays.
 Expected here: not yet measured.
 
-Arguments: bits, dataset, image_size, size (views, pixels), batch, epochs, width.
+Arguments: bits, dataset (mnist, or digits to try it), image_size, size (views, pixels), batch,
+epochs, width.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """Evaluation cards and comparisons as pages and terminal tables."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,7 +10,12 @@ from jaxssl.corruptions.apply import setting_name
 from jaxssl.evaluation.card import Card, changed_settings
 from jaxssl.evaluation.comparison import Comparison
 from jaxssl.evaluation.html import Part, Plot, Table, Text, page
-from jaxssl.evaluation.plots import confusion_plot, fingerprint_plot, reliability_plot
+from jaxssl.evaluation.plots import (
+    all_keys,
+    confusion_plot,
+    fingerprint_plot,
+    reliability_plot,
+)
 from jaxssl.evaluation.probe import AS_TRAINED
 from jaxssl.evaluation.sections.fingerprint import mean_drop
 from jaxssl.words import counted
@@ -124,11 +129,6 @@ def _of_section(
     return found
 
 
-def _keys(found: Iterable[Mapping[str, Any]]) -> list[str]:
-    """All keys in their order: runs on other images have other conditions, protocols and shots."""
-    return list(dict.fromkeys(key for one in found for key in one))
-
-
 def differences_table(comparisons: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> Table:
     """Paired differences, in points."""
     rows = []
@@ -175,7 +175,7 @@ def correlations_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _fingerprint(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
-    conditions = _keys(found.values())
+    conditions = all_keys(found.values())
     parts: list[Part] = [
         Text(
             "The linear classifier is fitted once, on clean training images; only the test images "
@@ -223,7 +223,7 @@ def _refitted(network: str, rows: Mapping[str, Any]) -> Table:
 
 
 def _linear(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
-    fits = _keys(found.values())
+    fits = all_keys(found.values())
     settings = card.content["settings"]
     said = {
         "lbfgs": "all labels",
@@ -238,7 +238,7 @@ def _linear(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
 
 
 def _knn(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
-    protocols = _keys(result["as_is"] for result in found.values())
+    protocols = all_keys(result["as_is"] for result in found.values())
     rows = []
     for network, result in found.items():
         for how, said in (("as_is", ""), ("standardised", ", standardised")):
@@ -247,7 +247,7 @@ def _knn(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
 
 
 def _few_shot(card: Card, found: Mapping[str, Mapping[str, Any]]) -> list[Part]:
-    shots = _keys(found.values())
+    shots = all_keys(found.values())
     rows = [
         (network, *(with_interval(result.get(n, {}).get("top1")) for n in shots))
         for network, result in found.items()

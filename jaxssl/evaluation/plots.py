@@ -1,6 +1,6 @@
 """The plots of an evaluation card, from its JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.figure
@@ -14,14 +14,18 @@ LONGEST = 40
 """Letters of a name in a plot; of a longer one both ends are shown."""
 
 
+def all_keys(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """All keys in their order: runs on other images have other conditions, protocols and shots."""
+    return list(dict.fromkeys(key for one in found for key in one))
+
+
 @rc_context(PLAIN)
 def fingerprint_plot(networks: Mapping[str, Rows]) -> matplotlib.figure.Figure:
     """Accuracy, uniformity and cosine under each condition, with intervals, one colour a network.
 
     Hollow: the accuracy of a classifier that was fitted under the condition.
     """
-    # A network on other images may lack a condition, or have one more.
-    names = list(dict.fromkeys(name for rows in networks.values() for name in rows))
+    names = all_keys(networks.values())
     step = min(0.16, 0.8 / len(networks))
     figure = new_figure(8.5, 1.2 + 0.36 * len(names))
     axes = figure.subplots(1, 3, sharey=True)

@@ -210,11 +210,8 @@ def make_teacher(student: nnx.Module) -> nnx.Module:
 
     for _, module in nnx.iter_modules(teacher):
         for name, value in vars(module).items():
-            if isinstance(value, nnx.Param):
-                setattr(module, name, following(value))
-            elif isinstance(value, dict | list | tuple) and any(
-                isinstance(leaf, nnx.Param) for leaf in jax.tree.leaves(value, is_leaf=is_whole)
-            ):
+            leaves = jax.tree.leaves(value, is_leaf=is_whole)
+            if any(isinstance(leaf, nnx.Param) for leaf in leaves):
                 setattr(module, name, nnx.data(jax.tree.map(following, value, is_leaf=is_whole)))
     return teacher
 
